@@ -1,0 +1,154 @@
+"""A gRPC server as every Baton process runs it: typed errors, health, reflection, bounds, drain.
+
+It knows no service by name. Two kinds are added to it: those whose calls are the work (`add`), for
+which a drain waits, and those that accompany it (`add_background`: streams between processes that
+last as long as both live, and what operators call), which go on being answered until the very end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Self, TypeVar
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from baton.errors import ConfigError
+from baton.rpc.channel import KEEPALIVE, MAX_MESSAGE_BYTES
+from baton.rpc.handlers import Calls, Handler, wrap
+
+logger = logging.getLogger(__name__)
+
+Servicer = TypeVar("Servicer")
+Register = Callable[[Servicer, Any], None]
+
+_SERVING = health_pb2.HealthCheckResponse.SERVING
+_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+@dataclass(frozen=True, slots=True)
+class ServerOptions:
+    """`port` 0: any free one. `max_message_bytes`: a longer request is refused by gRPC itself with
+    RESOURCE_EXHAUSTED and both sizes in the message. `reuse_port`: several processes on one
+    port."""
+
+    host: str = "127.0.0.1"
+    port: int = 0
+    max_message_bytes: int = MAX_MESSAGE_BYTES
+    max_open_streams: int = 4096
+    reuse_port: bool = False
+
+
+class Server:
+    """Serves what was added, from `start` to `drain` or `stop`. Made and used on one event loop.
+
+    Health is NOT_SERVING until `set_serving(True)`: being reachable is not being able to serve.
+    """
+
+    def __init__(self, options: ServerOptions | None = None) -> None:
+        self.options = options or ServerOptions()
+        self.port = 0  # the real one, once started
+        self._calls = Calls(self.options.max_open_streams)
+        self._background_calls = Calls(self.options.max_open_streams)
+        self._services: list[str] = []
+        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
+        self._server = grpc.aio.server(
+            options=[
+                *KEEPALIVE,
+                # Peers ping as often as KEEPALIVE says, without being taken for attackers.
+                ("grpc.http2.min_ping_interval_without_data_ms", 1_000),
+                ("grpc.http2.min_recv_ping_interval_without_data_ms", 1_000),
+                ("grpc.max_receive_message_length", self.options.max_message_bytes),
+                ("grpc.max_send_message_length", -1),
+                ("grpc.so_reuseport", int(self.options.reuse_port)),
+            ]
+        )
+
+    @property
+    def address(self) -> str:
+        return f"{_bracketed(self.options.host)}:{self.port}"
+
+    def add(self, register: Register[Servicer], servicer: Servicer) -> None:
+        """Calls that are the work. `register`: the generated `add_<Service>Servicer_to_server`."""
+        self._add(register, servicer, self._calls)
+
+    def add_background(self, register: Register[Servicer], servicer: Servicer) -> None:
+        """Calls that a drain does not wait for and does not refuse."""
+        self._add(register, servicer, self._background_calls)
+
+    def _add(self, register: Register[Servicer], servicer: Servicer, calls: Calls) -> None:
+        registrar = _Registrar()
+        register(servicer, registrar)
+        for service, handlers in registrar.services.items():
+            self._services.append(service)
+            wrapped = wrap(service, handlers, calls)
+            generic = grpc.method_handlers_generic_handler(service, wrapped)
+            self._server.add_generic_rpc_handlers((generic,))
+
+    async def start(self) -> int:
+        """Listens and answers; the real port. `ConfigError` where the address cannot be had."""
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        names = (*self._services, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self._server)
+        await self.set_serving(False)
+        wanted = f"{_bracketed(self.options.host)}:{self.options.port}"
+        try:
+            self.port = self._server.add_insecure_port(wanted)
+        except RuntimeError as error:
+            raise ConfigError(f"cannot listen on {wanted}: {error}", field="port") from error
+        await self._server.start()
+        return self.port
+
+    async def set_serving(self, serving: bool) -> None:
+        """What health says, overall and of every service. Has no effect once the server drains."""
+        for service in ("", *self._services):
+            await self._health.set(service, _SERVING if serving else _NOT_SERVING)
+
+    async def drain(self, grace_s: float) -> None:
+        """Leaves in order: health says so, new work is refused with `Draining`, work in flight has
+        `grace_s` to end, then everything that is still open is cut with UNAVAILABLE."""
+        await self._health.enter_graceful_shutdown()
+        self._calls.draining = True
+        try:
+            async with asyncio.timeout(grace_s):
+                await self._calls.wait_idle()
+        except TimeoutError:
+            logger.warning("drain: cutting %d calls after %g s", self._calls.num_calls, grace_s)
+        await self.stop()
+
+    async def stop(self) -> None:
+        """At once: open calls end with UNAVAILABLE on the client's side and are cancelled on
+        this."""
+        await self._server.stop(grace=None)
+
+    async def wait_for_termination(self) -> None:
+        await self._server.wait_for_termination()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self.stop()
+
+
+class _Registrar:
+    """Stands in for a server before the generated functions, to get at the handlers they
+    register."""
+
+    def __init__(self) -> None:
+        self.services: dict[str, Mapping[str, Handler]] = {}
+
+    def add_generic_rpc_handlers(self, handlers: object) -> None:
+        """The same handlers again, but without their names."""
+
+    def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Handler]) -> None:
+        self.services[service] = handlers
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

@@ -1,0 +1,314 @@
+"""Which tokens the next step computes on a decode worker. Pure: no torch, clock, thread or network.
+
+    waiting --admit--> running --finish--> gone          a running sample either prefills (more than one
+       ^                  |                              token of it is missing) or decodes (exactly one)
+       +-----preempt------+
+
+A step holds one token of every decoding sample and a bounded chunk of prompt tokens, so that it never
+takes longer than `max_step_s`. Memory for a whole prompt is taken at admission; a decoding sample takes a
+block at a time, and where none is left the least urgent sample is preempted: it gives its blocks back
+(published ones stay as cache) and computes them again later, its output unchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from baton.errors import IntegrityError
+from baton.types import FinishReason, PositionLogprobs
+from engine.batch import Drawn, NewSample, Slice, StepOutput, StepPlan
+from engine.block_manager import BlockManager
+from engine.sample import Sample
+from engine.step_time import StepTimeModel
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerLimits:
+    """`max_step_s` bounds a step's time, `max_chunk_tokens` its prompt tokens whatever the rate."""
+
+    max_model_len: int
+    max_running: int = 64
+    max_step_s: float = 0.25
+    min_chunk_tokens: int = 16
+    max_chunk_tokens: int = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Advance:
+    """What a step did for one sample."""
+
+    sample: Sample
+    token_id: int
+    logprobs: PositionLogprobs | None
+    finish_reason: FinishReason | None
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """`prefilled`: samples whose prompt was completed. `prompt_logprobs`: new ones, per sample."""
+
+    advances: Sequence[Advance]
+    prompt_logprobs: Sequence[tuple[Sample, Sequence[PositionLogprobs]]]
+
+
+class Scheduler:
+    """Samples in, step plans out. The caller runs each plan and hands the output to `update`."""
+
+    def __init__(self, blocks: BlockManager, limits: SchedulerLimits) -> None:
+        self.blocks = blocks
+        self.limits = limits
+        self.step_time = StepTimeModel()
+        self._waiting: list[Sample] = []  # most urgent first
+        self._running: list[Sample] = []  # most urgent first
+        self._by_handle: dict[int, Sample] = {}
+        self._siblings: dict[int, list[Sample]] = {}  # lead's handle -> samples that part from it
+        self._added: list[NewSample] = []
+        self._removed: list[int] = []
+        self._copies: list[tuple[int, int]] = []  # sources are held until the copy is planned
+        self._planned: list[Sample] = []
+
+    # What the scheduler holds
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def num_waiting_tokens(self) -> int:
+        """Prompt tokens still to be computed, of waiting and of running samples."""
+        return sum(s.num_missing for s in (*self._waiting, *self._running) if s.num_missing > 1)
+
+    @property
+    def samples(self) -> Iterable[Sample]:
+        return self._by_handle.values()
+
+    def check_integrity(self) -> None:
+        tables = [sample.block_table for sample in self.samples]
+        self.blocks.check_integrity([*tables, [source for source, _ in self._copies]])
+
+    # Samples come and go
+
+    def add(self, sample: Sample, siblings: Sequence[Sample] = ()) -> None:
+        """Queues `sample`. `siblings` are further samples of the same prompt, none with output yet:
+        they wait until the prompt is computed and then go on from it."""
+        for each in (sample, *siblings):
+            self._by_handle[each.handle] = each
+            self._added.append(_sampling_state(each))
+        if siblings:
+            self._siblings[sample.handle] = list(siblings)
+        self._enqueue(sample)
+
+    def remove(self, sample: Sample) -> None:
+        """Forgets `sample` (finished or cancelled) and gives its blocks back. The siblings of a lead that
+        is removed before its prompt is computed are promoted: the first of them leads."""
+        if self._by_handle.pop(sample.handle, None) is None:
+            return
+        for queue in (self._waiting, self._running):
+            if sample in queue:
+                queue.remove(sample)
+        self._release(sample)
+        if any(new.handle == sample.handle for new in self._added):
+            self._added = [new for new in self._added if new.handle != sample.handle]
+        else:
+            self._removed.append(sample.handle)
+        siblings = self._siblings.pop(sample.handle, [])
+        for lead, others in self._siblings.items():
+            self._siblings[lead] = [other for other in others if other is not sample]
+        if siblings:
+            siblings[0].num_prompt_logprobs = sample.num_prompt_logprobs
+            self._siblings[siblings[0].handle] = siblings[1:]
+            self._enqueue(siblings[0])
+
+    # One step
+
+    def schedule(self) -> StepPlan | None:
+        """The next step, or None where there is nothing to do."""
+        slices = list(self._decode_slices())
+        num_decodes = len(slices)
+        budget = self.step_time.chunk_budget(
+            self.limits.max_step_s,
+            num_decodes,
+            smallest=self.limits.min_chunk_tokens,
+            largest=self.limits.max_chunk_tokens,
+        )
+        slices += self._prefill_slices(budget)
+        if not slices:
+            return None
+        plan = StepPlan(slices, self._added, self._removed, self._copies)
+        self._added, self._removed, self._copies = [], [], []
+        return plan
+
+    def update(self, plan: StepPlan, output: StepOutput) -> StepResult:
+        """Takes the step's results into the samples; finished ones are still to be removed."""
+        self.blocks.release([source for source, _ in plan.copies])
+        num_decodes = sum(len(piece.token_ids) == 1 for piece in plan.slices)
+        self.step_time.observe(plan.num_tokens - num_decodes, num_decodes, output.elapsed_s)
+        prompt_logprobs = []
+        for index, (sample, piece) in enumerate(zip(self._planned, plan.slices, strict=True)):
+            sample.num_computed = piece.end
+            self._publish(sample)
+            if index in output.prompt_logprobs:
+                fresh = sample.take_prompt_logprobs(piece.start, output.prompt_logprobs[index])
+                prompt_logprobs.append((sample, fresh))
+        self._planned = []
+        return StepResult([self._advance(drawn) for drawn in output.drawn], prompt_logprobs)
+
+    # Decode
+
+    def _decode_slices(self) -> Iterator[Slice]:
+        """One token of every decoding sample, most urgent first; preempts from the other end."""
+        index = 0
+        while index < len(self._running):
+            sample = self._running[index]
+            if sample.num_missing == 1:
+                if not self._grow(sample):
+                    continue  # it preempted itself: the list is shorter now
+                yield self._slice(sample, 1)
+            index += 1
+
+    def _grow(self, sample: Sample) -> bool:
+        """Makes room for one more token; False where `sample` itself had to yield."""
+        if sample.num_computed < len(sample.block_table) * self.blocks.block_size:
+            return True
+        while True:
+            taken = self.blocks.allocate(1)
+            if taken is not None:
+                sample.block_table += taken
+                return True
+            victim = self._running[-1]
+            self._preempt(victim)
+            if victim is sample:
+                return False
+
+    def _preempt(self, sample: Sample) -> None:
+        self._running.remove(sample)
+        self._release(sample)
+        sample.num_preemptions += 1
+        self._enqueue(sample)
+
+    # Prefill
+
+    def _prefill_slices(self, budget: int) -> Iterator[Slice]:
+        for sample in self._running:
+            if budget > 0 and sample.num_missing > 1:
+                piece = self._slice(sample, min(budget, sample.num_missing))
+                budget -= len(piece.token_ids)
+                yield piece
+        while budget > 0 and self._waiting and len(self._running) < self.limits.max_running:
+            sample = self._waiting[0]
+            if not self._admit(sample):
+                return
+            piece = self._slice(sample, min(budget, sample.num_missing))
+            budget -= len(piece.token_ids)
+            yield piece
+
+    def _admit(self, sample: Sample) -> bool:
+        """Takes memory for all tokens of `sample`, shared with what is cached; False where too little."""
+        block_size = self.blocks.block_size
+        block_ids = sample.extend_block_ids(block_size)
+        reusable = block_ids[: sample.num_reusable_tokens // block_size]
+        table = self.blocks.acquire(reusable)
+        num_hits = len(table)
+        num_needed = -(-len(sample.token_ids) // block_size) - num_hits
+        # Growth of those who run comes first: otherwise admission and preemption take turns.
+        spare = len(self._running) // block_size + 1 if self._running else 0
+        fits = num_needed + spare <= self.blocks.num_available
+        taken = self.blocks.allocate(num_needed) if fits else None
+        if taken is None:
+            self.blocks.release(table)
+            return False
+        self._waiting.remove(sample)
+        sample.start_from_cache(table + taken, num_hits, block_size)
+        self._insert(self._running, sample)
+        return True
+
+    # Bookkeeping
+
+    def _slice(self, sample: Sample, num_tokens: int) -> Slice:
+        start = sample.num_computed
+        end = start + num_tokens
+        draws: tuple[int, ...] = ()
+        if end == len(sample.token_ids):
+            siblings = self._siblings.get(sample.handle, ())
+            draws = (sample.handle, *(sibling.handle for sibling in siblings))
+        targets, top = sample.prompt_targets(start, end)
+        self._planned.append(sample)
+        return Slice(
+            sample.token_ids[start:end], start, tuple(sample.block_table), draws, targets, top
+        )
+
+    def _publish(self, sample: Sample) -> None:
+        num_full = sample.num_computed // self.blocks.block_size
+        if num_full > sample.num_published:
+            block_ids = sample.extend_block_ids(self.blocks.block_size)
+            for index in range(sample.num_published, num_full):
+                self.blocks.publish(sample.block_table[index], block_ids[index])
+            sample.num_published = num_full
+
+    def _advance(self, drawn: Drawn) -> Advance:
+        sample = self._by_handle[drawn.handle]
+        for sibling in self._siblings.pop(sample.handle, ()):
+            self._part(sample, sibling)
+        sample.token_ids.append(drawn.token_id)
+        reason = sample.finish_reason(self.limits.max_model_len)
+        return Advance(sample, drawn.token_id, drawn.logprobs, reason)
+
+    def _part(self, lead: Sample, sibling: Sample) -> None:
+        """`sibling` goes on from the prompt that `lead` computed: full blocks are shared, the partial
+        last one is copied before anybody writes into it. Where no block is left it waits instead."""
+        sibling.num_prompt_logprobs = lead.num_prompt_logprobs
+        num_full, num_partial = divmod(lead.num_computed, self.blocks.block_size)
+        copy = self.blocks.allocate(1 if num_partial else 0)
+        if copy is None or len(self._running) >= self.limits.max_running:
+            self.blocks.release(copy or [])
+            self._enqueue(sibling)
+            return
+        shared = lead.block_table[:num_full]
+        self.blocks.share(shared)
+        if copy:
+            source = lead.block_table[num_full]
+            self.blocks.share([source])
+            self._copies.append((source, copy[0]))
+        sibling.block_table = shared + copy
+        sibling.num_computed = lead.num_computed
+        sibling.num_published = num_full
+        sibling.num_cached_tokens = lead.num_cached_tokens
+        self._insert(self._running, sibling)
+
+    def _release(self, sample: Sample) -> None:
+        self.blocks.release(sample.block_table)
+        sample.block_table = []
+        sample.num_computed = sample.num_published = 0
+
+    def _enqueue(self, sample: Sample) -> None:
+        if -(-len(sample.token_ids) // self.blocks.block_size) > self.blocks.num_blocks:
+            raise IntegrityError(f"sample {sample.handle} can never fit the pool")
+        self._insert(self._waiting, sample)
+
+    @staticmethod
+    def _insert(queue: list[Sample], sample: Sample) -> None:
+        """Keeps `queue` ordered by urgency: priority first, then arrival."""
+        index = len(queue)
+        while index and _urgency(sample) < _urgency(queue[index - 1]):
+            index -= 1
+        queue.insert(index, sample)
+
+
+def _urgency(sample: Sample) -> tuple[float, float, int]:
+    return (-sample.priority, sample.arrival_s, sample.handle)
+
+
+def _sampling_state(sample: Sample) -> NewSample:
+    return NewSample(
+        sample.handle,
+        sample.sample_index,
+        sample.params,
+        sample.token_ids[: sample.num_prompt_tokens],
+        sample.output_token_ids,
+        tuple(sample.eos_token_ids),
+    )

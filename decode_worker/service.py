@@ -1,0 +1,137 @@
+"""baton.v1.Decode on the wire: streams of routers in, the role's events; outboxes, streams out."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from itertools import count
+
+import grpc
+
+from baton import convert
+from baton.errors import InvalidArgument
+from baton.v1 import decode_pb2, decode_pb2_grpc
+from decode_worker.state_machine import Cancel, Event, Finished, Outbox, RouterId, RouterLost, Start
+
+Clock = Callable[[], float]
+
+
+class DecodeService(decode_pb2_grpc.DecodeServicer):
+    """One multiplexed stream per router. `post` hands an event to the step loop."""
+
+    def __init__(self, post: Callable[[Event], None], clock: Clock = time.monotonic) -> None:
+        self._post = post
+        self._clock = clock
+        self._router_ids = count(1)
+        self._outgoing: dict[RouterId, asyncio.Queue[decode_pb2.DecodeMessage | None]] = {}
+
+    async def Serve(
+        self,
+        request_iterator: AsyncIterator[decode_pb2.RouterMessage],
+        context: grpc.aio.ServicerContext[decode_pb2.RouterMessage, decode_pb2.DecodeMessage],
+    ) -> AsyncIterator[decode_pb2.DecodeMessage]:
+        router = next(self._router_ids)
+        outgoing = self._outgoing[router] = asyncio.Queue()
+        reader = asyncio.create_task(self._read(router, request_iterator, outgoing))
+        try:
+            while (message := await outgoing.get()) is not None:
+                yield message
+            await reader  # raises what ended it
+        finally:
+            reader.cancel()
+            del self._outgoing[router]
+            self._post(RouterLost(router))
+
+    def deliver(self, outboxes: dict[RouterId, Outbox]) -> None:
+        """Sends what a step produced. Called on the event loop."""
+        now_s = self._clock()
+        for router, outbox in outboxes.items():
+            if outgoing := self._outgoing.get(router):
+                outgoing.put_nowait(decode_pb2.DecodeMessage(step=_step(outbox, now_s)))
+
+    async def _read(
+        self,
+        router: RouterId,
+        messages: AsyncIterator[decode_pb2.RouterMessage],
+        outgoing: asyncio.Queue[decode_pb2.DecodeMessage | None],
+    ) -> None:
+        try:
+            async for message in messages:
+                match message.WhichOneof("message"):
+                    case "hello":
+                        pass  # a router's name is for logs; the stream itself is its identity
+                    case "start":
+                        self._post(_start(router, message.start, self._clock()))
+                    case "cancel":
+                        self._post(_cancel(router, message.cancel))
+                    case "clock_probe":
+                        probe = message.clock_probe
+                        probe.worker_time_s = self._clock()
+                        outgoing.put_nowait(decode_pb2.DecodeMessage(clock_probe=probe))
+                    case kind:
+                        raise InvalidArgument(f"{kind!r} is not expected here", field="message")
+        finally:
+            outgoing.put_nowait(None)
+
+
+def _start(router: RouterId, message: decode_pb2.Start, now_s: float) -> Start:
+    return Start(
+        key=(router, message.key),
+        request_id=message.request_id,
+        attempt=message.attempt,
+        prompt_token_ids=list(message.prompt_token_ids),
+        output_token_ids=[list(sample.ids) for sample in message.output_token_ids],
+        params=convert.sampling_from_proto(message.sampling),
+        eos_token_ids=list(message.eos_token_ids),
+        salt=message.salt,
+        priority=message.priority,
+        deadline_s=now_s + message.timeout_s if message.timeout_s else None,
+    )
+
+
+def _cancel(router: RouterId, message: decode_pb2.Cancel) -> Cancel:
+    sample_index = message.sample_index if message.HasField("sample_index") else None
+    return Cancel((router, message.key), sample_index)
+
+
+def _step(outbox: Outbox, now_s: float) -> decode_pb2.StepOutputs:
+    return decode_pb2.StepOutputs(
+        worker_time_s=now_s,
+        keys=outbox.keys,
+        sample_indices=outbox.sample_indices if any(outbox.sample_indices) else (),
+        token_ids=outbox.token_ids,
+        logprobs=[
+            decode_pb2.RowLogprobs(row=row, logprobs=convert.logprobs_to_proto(logprobs))
+            for row, logprobs in outbox.logprobs
+        ],
+        prompt_logprobs=[
+            decode_pb2.PromptLogprobs(
+                key=number, logprobs=[convert.logprobs_to_proto(each) for each in logprobs]
+            )
+            for number, logprobs in outbox.prompt_logprobs
+        ],
+        finished_samples=[
+            decode_pb2.SampleFinished(
+                key=ended.number,
+                sample_index=ended.sample_index,
+                reason=convert.finish_reason_to_proto(ended.reason),
+                stop_token_id=ended.stop_token_id,
+            )
+            for ended in outbox.ended_samples
+        ],
+        finished=[_finished(finished) for finished in outbox.finished],
+    )
+
+
+def _finished(finished: Finished) -> decode_pb2.RequestFinished:
+    return decode_pb2.RequestFinished(
+        key=finished.number,
+        error=convert.error_to_proto(finished.error) if finished.error else None,
+        usage=convert.usage_to_proto(finished.usage),
+        instants=[
+            decode_pb2.WorkerInstant(instant=name, worker_time_s=at_s)
+            for name, at_s in finished.instants.items()
+        ],
+        num_preemptions=finished.num_preemptions,
+    )

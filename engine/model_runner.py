@@ -1,0 +1,183 @@
+"""Runs step plans on one device: the step's tensors, the forward pass, the draws.
+
+    plan -> sampler state, copies -> inputs -> decoder -> logits of the rows that draw -> drawn tokens
+
+Knows no request, no scheduler and no clock but the one that times the step.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from baton.errors import ConfigError
+from baton.types import PositionLogprobs
+from engine.attention import StepAttention
+from engine.batch import Drawn, Slice, StepOutput, StepPlan
+from engine.config import EngineConfig
+from engine.dummy_weights import DummyWeights
+from engine.kv_cache import KvCache, KvCacheLayout
+from engine.models.assemble import Progress, assemble, expected_tensors, unwanted_tensors
+from engine.models.config import ModelConfig, read_model_config
+from engine.models.decoder import Decoder
+from engine.models.shapes import SHAPES
+from engine.numerics import Backends, choose_backends
+from engine.sampler import Sampler
+from engine.step_inputs import StepInputs, StepLimits, build_inputs
+from engine.weights import Checkpoint, WeightSource
+
+_log = logging.getLogger(__name__)
+
+# Rows of prompt log-probabilities computed at a time: one row of a 150,000 token vocabulary is 600 KB.
+_PROMPT_ROWS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRunner:
+    """`identity`: a hash of weights and config, equal for workers that may be paired."""
+
+    model_config: ModelConfig
+    max_model_len: int
+    identity: str
+    decoder: Decoder
+    kv_cache: KvCache
+    backends: Backends
+    sampler: Sampler
+    limits: StepLimits
+
+    @staticmethod
+    def load(
+        config: EngineConfig, progress: Progress | None = None, kv_buffer: Tensor | None = None
+    ) -> ModelRunner:
+        """Reads the checkpoint and allocates the KV cache, in `kv_buffer` (uint8) where it is given."""
+        if config.num_threads:
+            torch.set_num_threads(config.num_threads)
+        model_config, source = _open(config)
+        max_model_len = _max_model_len(config, model_config)
+        backends = choose_backends(config, model_config)
+        layout = KvCacheLayout(
+            num_layers=model_config.num_layers,
+            num_kv_heads=model_config.num_kv_heads,
+            block_size=config.block_size,
+            head_dim=model_config.head_dim,
+            dtype=backends.kv_dtype,
+        )
+        num_blocks = config.num_blocks or layout.num_blocks_in(config.kv_cache_bytes)
+        device = backends.numerics.device
+        with torch.inference_mode():
+            kv_cache = KvCache(layout, num_blocks, device, kv_buffer)
+            decoder = assemble(model_config, source, backends.numerics, max_model_len, progress)
+        _log.info(
+            "loaded %s: %s, %d KV blocks of %d tokens (%s)",
+            *(config.model, backends.description, num_blocks, config.block_size, layout.dtype),
+        )
+        return ModelRunner(
+            model_config=model_config,
+            max_model_len=max_model_len,
+            identity=source.identity,
+            decoder=decoder,
+            kv_cache=kv_cache,
+            backends=backends,
+            sampler=Sampler(model_config.vocab_size, device),
+            limits=StepLimits(
+                model_config.vocab_size, max_model_len, num_blocks, config.block_size, device
+            ),
+        )
+
+    @property
+    def layout(self) -> KvCacheLayout:
+        return self.kv_cache.layout
+
+    @property
+    def num_blocks(self) -> int:
+        return self.kv_cache.num_blocks
+
+    @torch.inference_mode()
+    def run(self, plan: StepPlan, on_layer: Callable[[int], None] | None = None) -> StepOutput:
+        """Runs one step. `on_layer(i)` is called once all KV of layer i of this step is written."""
+        started = time.perf_counter()
+        for handle in plan.removed:
+            self.sampler.remove(handle)
+        for sample in plan.added:
+            self.sampler.add(sample)
+        self.kv_cache.copy_blocks(plan.copies)
+        if not plan.slices:
+            return StepOutput(drawn=(), elapsed_s=time.perf_counter() - started)
+        inputs = build_inputs(plan.slices, self.limits)
+        attention = StepAttention(
+            self.backends.attention, self.kv_cache, inputs.attention, on_layer
+        )
+        hidden = self.decoder.forward(inputs.token_ids, inputs.positions, attention)
+        prompt_logprobs = self._prompt_logprobs(hidden, plan.slices, inputs)
+        drawn = self._draw(hidden, plan.slices, inputs)
+        return StepOutput(drawn, time.perf_counter() - started, prompt_logprobs)
+
+    def _draw(self, hidden: Tensor, slices: Sequence[Slice], inputs: StepInputs) -> list[Drawn]:
+        """Draws for every slice that asks; its samples share the logits of its last row."""
+        rows: list[int] = []
+        logits_rows: list[int] = []
+        handles: list[int] = []
+        for piece, (first_row, num_rows, _) in zip(slices, inputs.attention.slices, strict=True):
+            if piece.draws:
+                logits_rows += [len(rows)] * len(piece.draws)
+                rows.append(first_row + num_rows - 1)
+                handles += piece.draws
+        if not handles:
+            return []
+        logits = self.decoder.logits(_select(hidden, rows))
+        return self.sampler.draw(_select(logits, logits_rows), handles)
+
+    def _prompt_logprobs(
+        self, hidden: Tensor, slices: Sequence[Slice], inputs: StepInputs
+    ) -> dict[int, list[PositionLogprobs]]:
+        found: dict[int, list[PositionLogprobs]] = {}
+        for index, piece in enumerate(slices):
+            first_row = inputs.attention.slices[index][0]
+            for begin in range(0, len(piece.prompt_targets), _PROMPT_ROWS):
+                targets = piece.prompt_targets[begin : begin + _PROMPT_ROWS]
+                rows = hidden[first_row + begin : first_row + begin + len(targets)]
+                found.setdefault(index, []).extend(
+                    self.sampler.prompt_logprobs(
+                        self.decoder.logits(rows), targets, piece.prompt_top
+                    )
+                )
+        return found
+
+
+def _select(x: Tensor, rows: list[int]) -> Tensor:
+    """x[rows], without a copy where that is all of x."""
+    if rows == list(range(x.shape[0])):
+        return x
+    return x[torch.tensor(rows, device=x.device)]
+
+
+def _open(config: EngineConfig) -> tuple[ModelConfig, WeightSource]:
+    dummy = config.load_format == "dummy"
+    if dummy and str(config.model) in SHAPES:
+        model_config = SHAPES[str(config.model)]
+        return model_config, DummyWeights(expected_tensors(model_config))
+    folder = Path(config.model)
+    if not folder.is_dir():
+        known = f", nor one of the shapes {', '.join(SHAPES)}" if dummy else ""
+        raise ConfigError(f"{folder} is no folder{known}", field="model")
+    model_config = read_model_config(folder)
+    expected = expected_tensors(model_config)
+    if dummy:
+        return model_config, DummyWeights(expected)
+    return model_config, Checkpoint(folder, expected, unwanted_tensors(model_config))
+
+
+def _max_model_len(config: EngineConfig, model_config: ModelConfig) -> int:
+    longest = model_config.max_position_embeddings
+    if not 0 <= config.max_model_len <= longest:
+        raise ConfigError(
+            f"{config.max_model_len} is not between 0 and the model's own {longest}",
+            field="max_model_len",
+        )
+    return config.max_model_len or longest

@@ -1,0 +1,120 @@
+"""The dense decoder of Llama, Mistral, Qwen2 and Qwen3. It knows no rank, no request and no checkpoint.
+
+    x = embed(token_ids)
+    for each layer:  x += attention(norm(x));  x += mlp(norm(x))
+    logits = head(norm(x))
+
+Every shape below follows from the weights handed in: a part of the heads and of the MLP's inner
+dimension, with `output` and `down` summed over the parts, is the same model in parallel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import embedding
+
+from engine.attention import StepAttention
+from engine.quantize import Linear
+from engine.row_ops import RowOps
+
+Norm = Callable[[Tensor], Tensor]
+
+
+@dataclass(slots=True)
+class RmsNorm:
+    """x / rms(x) * weight, over the last dimension."""
+
+    ops: RowOps
+    weight: Tensor
+    eps: float
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.ops.rms_norm(x, self.weight, self.eps)
+
+
+@dataclass(slots=True)
+class Rotary:
+    """Rotates queries and keys by their positions. `cos`, `sin` [max_model_len, head_dim / 2]."""
+
+    ops: RowOps
+    cos: Tensor
+    sin: Tensor
+
+    def __call__(self, x: Tensor, positions: Tensor) -> Tensor:
+        return self.ops.rope(x, positions, self.cos, self.sin)
+
+
+@dataclass(slots=True)
+class Attention:
+    """Grouped-query attention of layer `index`. `window` 0 sees every earlier position."""
+
+    index: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    window: int
+    qkv: Linear
+    output: Linear
+    rotary: Rotary
+    q_norm: Norm | None = None
+    k_norm: Norm | None = None
+
+    def __call__(self, x: Tensor, positions: Tensor, attention: StepAttention) -> Tensor:
+        heads = self.qkv(x).view(x.shape[0], -1, self.head_dim)
+        q, k, v = heads.split((self.num_heads, self.num_kv_heads, self.num_kv_heads), dim=1)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = self.rotary(q, positions), self.rotary(k, positions)
+        attention.write(self.index, k, v)
+        mixed = attention.attend(self.index, q, self.window)
+        return self.output(mixed.flatten(1))
+
+
+@dataclass(slots=True)
+class Mlp:
+    """down(silu(gate(x)) * up(x)), gate and up in one GEMM."""
+
+    ops: RowOps
+    gate_up: Linear
+    down: Linear
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.down(self.ops.silu_mul(self.gate_up(x)))
+
+
+@dataclass(slots=True)
+class Layer:
+    attention_norm: Norm
+    attention: Attention
+    mlp_norm: Norm
+    mlp: Mlp
+
+    def __call__(self, x: Tensor, positions: Tensor, attention: StepAttention) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), positions, attention)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+@dataclass(slots=True)
+class Decoder:
+    """`embeddings` [vocab_size, hidden_size], perhaps narrower than the activations' `dtype`."""
+
+    embeddings: Tensor
+    dtype: torch.dtype
+    layers: Sequence[Layer]
+    norm: Norm
+    head: Linear
+
+    def forward(self, token_ids: Tensor, positions: Tensor, attention: StepAttention) -> Tensor:
+        """token_ids, positions int64 [num_tokens] -> hidden [num_tokens, hidden_size]."""
+        x = embedding(token_ids, self.embeddings).to(self.dtype)
+        for layer in self.layers:
+            x = layer(x, positions, attention)
+        return x
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden [num_rows, hidden_size] -> fp32 [num_rows, vocab_size]."""
+        return self.head(self.norm(hidden)).float()

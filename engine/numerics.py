@@ -1,0 +1,79 @@
+"""Chooses, once at load, how an engine computes: dtypes, linears, row operations, attention."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import torch
+
+from baton.errors import ConfigError
+from engine.attention import AttentionBackend
+from engine.attention_torch import TorchAttention
+from engine.config import EngineConfig
+from engine.models.assemble import Numerics
+from engine.models.config import ModelConfig
+from engine.quantize import PackedFp16Linear, PlainLinear, TiledLinear
+from engine.row_ops import RowByRow, RowOps, TorchRowOps
+
+_log = logging.getLogger(__name__)
+
+_TORCH_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True, slots=True)
+class Backends:
+    numerics: Numerics
+    attention: AttentionBackend
+    kv_dtype: str
+    description: str
+
+
+def choose_backends(config: EngineConfig, model_config: ModelConfig) -> Backends:
+    device = _device(config.device)
+    dtype = _dtype(config, device)
+    kv_dtype = _kv_dtype(config, device, dtype)
+    ops: RowOps = TorchRowOps()
+    if config.deterministic:
+        ops = RowByRow(ops)
+    attention = TorchAttention(model_config.head_dim, row_by_row=config.deterministic)
+    if config.deterministic:
+        numerics = Numerics(device, torch.float32, torch.float32, False, TiledLinear, ops)
+    elif device.type == "cpu" and dtype == "fp16":
+        numerics = Numerics(device, torch.float32, torch.float32, True, PackedFp16Linear, ops)
+    else:
+        plain = _TORCH_DTYPES[dtype]
+        numerics = Numerics(device, plain, plain, dtype == "fp16", PlainLinear, ops)
+    description = f"{dtype} on {device}"
+    return Backends(numerics, attention, kv_dtype, description)
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"{name!r} is no device: {error}", field="device") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"must be cpu or cuda, found {name!r}", field="device")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("torch sees no CUDA device", field="device")
+    return device
+
+
+def _dtype(config: EngineConfig, device: torch.device) -> str:
+    dtype = config.dtype
+    if dtype == "auto":
+        if config.deterministic:
+            return "fp32"
+        return "fp16" if device.type == "cpu" else "bf16"
+    if config.deterministic and dtype != "fp32":
+        raise ConfigError(f"deterministic needs fp32, found {dtype}", field="dtype")
+    if device.type == "cpu" and dtype == "bf16":
+        raise ConfigError("the CPU computes in fp32 or fp16, found bf16", field="dtype")
+    return dtype
+
+
+def _kv_dtype(config: EngineConfig, device: torch.device, dtype: str) -> str:
+    if device.type == "cpu" and config.kv_dtype == "bf16":
+        raise ConfigError("on the CPU KV is fp32 or fp16, found bf16", field="kv_dtype")
+    return dtype if config.kv_dtype == "auto" else config.kv_dtype

@@ -1,0 +1,55 @@
+"""How long a step will take, learned from the steps that were. Pure: durations are arguments.
+
+A step's time is modelled as decode_step_s + num_prefill_tokens / prefill_tokens_per_s. Both terms are
+running estimates; a single outlier (a page fault, a noisy neighbour) moves them by a bounded factor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_WEIGHT = 0.2  # of a new observation
+_MAX_FACTOR = 2.0  # by which one observation may differ from the estimate before it is clipped
+_MIN_TOKENS = 16  # smaller prefill chunks say more about overhead than about the rate
+
+
+@dataclass(slots=True)
+class StepTimeModel:
+    """0 means not yet observed."""
+
+    prefill_tokens_per_s: float = 0.0
+    decode_step_s: float = 0.0
+
+    def observe(self, num_prefill_tokens: int, num_decode_tokens: int, elapsed_s: float) -> None:
+        """Learns from one finished step."""
+        if num_prefill_tokens == 0:
+            if num_decode_tokens:
+                self.decode_step_s = _blend(self.decode_step_s, elapsed_s)
+            return
+        decode_s = min(self.decode_step_s, elapsed_s / 2) if num_decode_tokens else 0.0
+        if num_prefill_tokens >= _MIN_TOKENS and elapsed_s > 0:
+            rate = num_prefill_tokens / (elapsed_s - decode_s)
+            self.prefill_tokens_per_s = _blend(self.prefill_tokens_per_s, rate)
+
+    def chunk_budget(
+        self, max_step_s: float, num_decode_tokens: int, *, smallest: int, largest: int
+    ) -> int:
+        """Prefill tokens that fit in a step of `max_step_s` beside the decodes, within the bounds.
+
+        Before the first observation it is a quarter of `largest`: small enough to be harmless, large
+        enough to learn from.
+        """
+        if not self.prefill_tokens_per_s:
+            return max(smallest, largest // 4)
+        decode_s = self.decode_step_s if num_decode_tokens else 0.0
+        budget = int((max_step_s - decode_s) * self.prefill_tokens_per_s)
+        if budget > 64:
+            budget -= budget % 32  # GEMM kernels work in tiles of rows
+        return max(smallest, min(largest, budget))
+
+
+def _blend(estimate: float, observed: float) -> float:
+    if not estimate:
+        return observed
+    clipped = min(max(observed, estimate / _MAX_FACTOR), estimate * _MAX_FACTOR)
+    return estimate + _WEIGHT * (clipped - estimate)

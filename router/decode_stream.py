@@ -1,0 +1,240 @@
+"""The one stream between this router and one decode worker, and the requests that share it.
+
+    dispatcher --start, cancel--> DecodeStream ==Serve==> worker
+    dispatcher <--Leg.take()----- DecodeStream <==Serve== worker      one message per step
+
+A `Leg` is one attempt of one request on this worker. When the stream breaks every leg on it learns so
+at once (`Unavailable`), and the stream is opened again for as long as the worker is registered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+
+import grpc
+
+from baton import convert
+from baton.errors import BatonError, Internal, Unavailable
+from baton.instants import ClockOffset
+from baton.types import FinishReason, PositionLogprobs, Usage
+from baton.v1 import decode_pb2, decode_pb2_grpc
+
+log = logging.getLogger(__name__)
+
+_PROBE_INTERVAL_S = 1.0
+_RECONNECT_S = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One token of one sample."""
+
+    sample_index: int
+    token_id: int
+    logprobs: PositionLogprobs | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SampleEnd:
+    sample_index: int
+    reason: FinishReason
+    stop_token_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class LegEnd:
+    """The worker's last word. `instants` are on this router's clock."""
+
+    error: BatonError | None
+    usage: Usage
+    instants: dict[str, float]
+    num_preemptions: int
+
+
+@dataclass(slots=True)
+class LegUpdate:
+    """Everything that arrived for a leg since it was last asked, in order of arrival."""
+
+    rows: list[Row] = field(default_factory=list)
+    prompt_logprobs: list[PositionLogprobs] = field(default_factory=list)
+    ended: list[SampleEnd] = field(default_factory=list)
+    end: LegEnd | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.rows or self.prompt_logprobs or self.ended or self.end)
+
+
+class Leg:
+    """One attempt of one request on one worker. What is not taken is kept: never more than the
+    request's max_tokens."""
+
+    def __init__(self, key: int, stream: DecodeStream) -> None:
+        self.key = key
+        self.pending = LegUpdate()
+        self._stream = stream
+        self._wake = asyncio.Event()
+        self._lost: BatonError | None = None
+
+    async def take(self) -> LegUpdate:
+        """Waits for news. Raises Unavailable when the worker is lost and nothing is left to read."""
+        while not self.pending:
+            if self._lost is not None:
+                raise self._lost
+            self._wake.clear()
+            await self._wake.wait()
+        update, self.pending = self.pending, LegUpdate()
+        return update
+
+    def cancel(self, sample_index: int | None = None) -> None:
+        self._stream.cancel(self.key, sample_index)
+
+    def close(self) -> None:
+        """Forgets the leg; cancels it where the worker has not ended it."""
+        self._stream.close_leg(self.key)
+
+    def wake(self) -> None:
+        self._wake.set()
+
+    def lose(self, error: BatonError) -> None:
+        self._lost = error
+        self._wake.set()
+
+
+class DecodeStream:
+    """`run` keeps the stream open until cancelled; `connected` says whether legs can start."""
+
+    def __init__(self, worker_id: str, channel: grpc.aio.Channel, router_id: str) -> None:
+        self.worker_id = worker_id
+        self.connected = asyncio.Event()
+        self.clock_offset = ClockOffset()
+        self._stub = decode_pb2_grpc.DecodeStub(channel)
+        self._router_id = router_id
+        self._legs: dict[int, Leg] = {}
+        self._num_legs = 0
+        self._outgoing: asyncio.Queue[decode_pb2.RouterMessage] = asyncio.Queue()
+
+    def start(self, message: decode_pb2.Start) -> Leg:
+        """Sends `message` under a new key and returns its leg."""
+        if not self.connected.is_set():
+            raise Unavailable(f"no connection to worker {self.worker_id}")
+        self._num_legs += 1
+        message.key = self._num_legs
+        leg = self._legs[message.key] = Leg(message.key, self)
+        self._send(decode_pb2.RouterMessage(start=message))
+        return leg
+
+    def cancel(self, key: int, sample_index: int | None) -> None:
+        if key in self._legs:
+            cancel = decode_pb2.Cancel(key=key, sample_index=sample_index)
+            self._send(decode_pb2.RouterMessage(cancel=cancel))
+
+    def close_leg(self, key: int) -> None:
+        self.cancel(key, None)
+        self._legs.pop(key, None)
+
+    async def run(self) -> None:
+        """Opens the stream, reads it, opens it again when it breaks."""
+        while True:
+            try:
+                await self._serve_once()
+                reason = "the worker closed the stream"
+            except grpc.aio.AioRpcError as error:
+                reason = error.details() or error.code().name
+            finally:
+                self.connected.clear()
+                self._lose_all(Unavailable(f"worker {self.worker_id} was lost"))
+            log.info("stream to worker %s ended: %s", self.worker_id, reason)
+            await asyncio.sleep(_RECONNECT_S)
+
+    async def _serve_once(self) -> None:
+        self._outgoing = asyncio.Queue()
+        hello = decode_pb2.Hello(router_id=self._router_id)
+        self._send(decode_pb2.RouterMessage(hello=hello))
+        probes = asyncio.create_task(self._probe())
+        try:
+            call = self._stub.Serve(self._requests(self._outgoing))
+            await call.wait_for_connection()
+            self.connected.set()
+            async for message in call:
+                self._receive(message, time.monotonic())
+        finally:
+            probes.cancel()
+
+    @staticmethod
+    async def _requests(
+        outgoing: asyncio.Queue[decode_pb2.RouterMessage],
+    ) -> AsyncIterator[decode_pb2.RouterMessage]:
+        while True:
+            yield await outgoing.get()
+
+    async def _probe(self) -> None:
+        while True:
+            probe = decode_pb2.ClockProbe(router_time_s=time.monotonic())
+            self._send(decode_pb2.RouterMessage(clock_probe=probe))
+            await asyncio.sleep(_PROBE_INTERVAL_S)
+
+    def _send(self, message: decode_pb2.RouterMessage) -> None:
+        self._outgoing.put_nowait(message)
+
+    def _receive(self, message: decode_pb2.DecodeMessage, now_s: float) -> None:
+        match message.WhichOneof("message"):
+            case "step":
+                self._deliver(message.step)
+            case "clock_probe":
+                probe = message.clock_probe
+                self.clock_offset.update(probe.router_time_s, probe.worker_time_s, now_s)
+
+    def _deliver(self, step: decode_pb2.StepOutputs) -> None:
+        """Puts what a step says into the legs it concerns, and wakes them. A leg that was closed here,
+        while the worker had not heard of it yet, is passed over."""
+        legs = self._legs
+        touched: set[int] = set()
+        logprobs = {row.row: convert.logprobs_from_proto(row.logprobs) for row in step.logprobs}
+        indices: Sequence[int] = step.sample_indices or [0] * len(step.keys)
+        columns = zip(step.keys, indices, step.token_ids, strict=True)
+        for row, (key, sample_index, token_id) in enumerate(columns):
+            if leg := legs.get(key):
+                leg.pending.rows.append(Row(sample_index, token_id, logprobs.get(row)))
+                touched.add(key)
+        for prompt in step.prompt_logprobs:
+            if leg := legs.get(prompt.key):
+                leg.pending.prompt_logprobs += map(convert.logprobs_from_proto, prompt.logprobs)
+                touched.add(prompt.key)
+        for ended in step.finished_samples:
+            if leg := legs.get(ended.key):
+                leg.pending.ended.append(_sample_end(ended))
+                touched.add(ended.key)
+        for finished in step.finished:
+            if leg := legs.pop(finished.key, None):
+                leg.pending.end = self._leg_end(finished)
+                leg.wake()
+                touched.discard(finished.key)
+        for key in touched:
+            legs[key].wake()
+
+    def _leg_end(self, message: decode_pb2.RequestFinished) -> LegEnd:
+        return LegEnd(
+            convert.error_from_proto(message.error) if message.HasField("error") else None,
+            convert.usage_from_proto(message.usage),
+            {
+                each.instant: self.clock_offset.to_own(each.worker_time_s)
+                for each in message.instants
+            },
+            message.num_preemptions,
+        )
+
+    def _lose_all(self, error: BatonError) -> None:
+        legs, self._legs = self._legs, {}
+        for leg in legs.values():
+            leg.lose(error)
+
+
+def _sample_end(message: decode_pb2.SampleFinished) -> SampleEnd:
+    reason = convert.finish_reason_from_proto(message.reason)
+    if reason is None:
+        raise Internal("the worker ended a sample without a reason")
+    return SampleEnd(message.sample_index, reason, message.stop_token_id)

@@ -1,0 +1,206 @@
+"""The life of a request, as the router leads it.
+
+    generate ── check, tokenize ── gate ── route ── leg on a decode worker ──> updates to the client
+                 InvalidArgument   Overloaded  ^          |
+                                               └── worker lost: the tokens so far are forced on
+                                                   another one, and the stream goes on
+
+It knows no wire format of clients, and of workers only what a `Leg` shows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+import uuid
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+
+from baton import instants
+from baton.errors import BatonError, Cancelled, DeadlineExceeded, Unavailable
+from baton.types import PositionLogprobs, Role
+from router.config import RouterConfig
+from router.decode_stream import Leg, LegUpdate
+from router.fleet import Fleet
+from router.frontend import Admitted, Finished, GenerateUpdate, ModelCard, PromptLogprobs
+from router.gate import Gate
+from router.models import Models, ServedModel
+from router.policy import choose_decode_pool
+from router.pools import Pool
+from router.request import Chat, GenerateInput
+from router.request_life import RequestLife
+from router.request_log import RequestLog
+from router.validation import check_request, resolve_sampling
+
+log = logging.getLogger(__name__)
+
+_LONG_TEXT_CHARS = 2_000  # tokenized off the event loop from here on
+_LAST_WORD_S = 1.0  # to wait for a worker's account of a request that a stop string ended
+
+
+class Dispatcher:
+    """The `Frontend` of both faces."""
+
+    def __init__(
+        self, config: RouterConfig, models: Models, fleet: Fleet, gate: Gate, requests: RequestLog
+    ) -> None:
+        self.config = config
+        self._models = models
+        self._fleet = fleet
+        self._gate = gate
+        self._requests = requests
+
+    def models(self) -> Sequence[ModelCard]:
+        return self._models.cards()
+
+    def is_serving(self) -> bool:
+        return self._fleet.is_serving()
+
+    def token_bytes(self, model: str, token_id: int) -> bytes:
+        text = self._models.get(model).text
+        return text.token_bytes(token_id) if text else b""
+
+    async def generate(self, request: GenerateInput) -> AsyncGenerator[GenerateUpdate, None]:
+        life = await self._receive(request)
+        with self._requests.recording(life):
+            async with self._gate.place(request.priority, request.timeout_s):
+                life.instants[instants.ADMITTED] = time.monotonic()
+                yield Admitted(
+                    life.request_id, life.model.name, life.params.seed, len(life.prompt_token_ids)
+                )
+                while not life.done:
+                    pool = await self._route(life)
+                    async with aclosing(self._attempt(life, pool)) as updates:
+                        async for update in updates:
+                            yield update
+                yield self._finish(life)
+
+    async def encode(self, model: ServedModel, prompt: str | Chat, *, special: bool) -> list[int]:
+        """Token ids of a text or a conversation; long ones are tokenized off the event loop."""
+        if model.text is None:
+            raise AssertionError("checked by check_request")
+        text = model.text
+        if isinstance(prompt, Chat):
+            rendered, special = text.render(prompt.messages), False
+        else:
+            rendered = prompt
+        if len(rendered) < _LONG_TEXT_CHARS:
+            return text.encode(rendered, add_special_tokens=special)
+        return await asyncio.to_thread(text.encode, rendered, add_special_tokens=special)
+
+    # 1. Receive: validate, tokenize once
+
+    async def _receive(self, request: GenerateInput) -> RequestLife:
+        received_s = time.monotonic()
+        model = self._models.get(request.model)
+        check_request(request, model.limits)
+        prompt = request.prompt
+        if isinstance(prompt, str | Chat):
+            token_ids: Sequence[int] = await self.encode(model, prompt, special=True)
+        else:
+            token_ids = prompt or ()
+        params = resolve_sampling(
+            request, model.limits, num_prompt_tokens=len(token_ids), seed=random.getrandbits(63)
+        )
+        request_id = request.request_id or uuid.uuid4().hex
+        return RequestLife.begin(
+            request_id, request, model, params, token_ids, {instants.RECEIVED: received_s}
+        )
+
+    # 2. Route: choose the workers
+
+    async def _route(self, life: RequestLife) -> Pool:
+        """The pool of the next attempt. Waits for a worker where none is up, but not for ever."""
+        if life.num_attempts >= self.config.max_attempts:
+            raise Unavailable(f"{life.num_attempts} workers were lost while serving this request")
+        give_up_s = time.monotonic() + self.config.no_worker_wait_s
+        if life.deadline_s is not None:
+            give_up_s = min(give_up_s, life.deadline_s)
+        while True:
+            pools = self._fleet.connected(Role.DECODE, life.model.name)
+            if pool := choose_decode_pool(pools):
+                life.instants.setdefault(instants.ROUTED, time.monotonic())
+                return pool
+            if not await self._fleet.wait_for_change(give_up_s - time.monotonic()):
+                raise self._nobody(life)
+
+    def _nobody(self, life: RequestLife) -> BatonError:
+        if life.deadline_s is not None and time.monotonic() >= life.deadline_s:
+            return DeadlineExceeded("the deadline passed before a worker was up")
+        return Unavailable(f"no worker of model {life.model.name!r} is up", retry_after_s=1.0)
+
+    # 3. Attempt: follow one leg until the request ends or the worker is lost
+
+    async def _attempt(
+        self, life: RequestLife, pool: Pool
+    ) -> AsyncGenerator[GenerateUpdate, None]:
+        life.num_attempts += 1
+        life.num_prompt_logprobs_seen = 0
+        life.decode_worker = pool.id.worker_id
+        num_tokens = life.num_tokens
+        with pool.in_flight(num_tokens):
+            try:
+                leg = self._fleet.start(pool, life.start_message(pool, time.monotonic()))
+            except Unavailable:
+                return  # lost between choice and start
+            try:
+                async with aclosing(self._follow(life, leg)) as updates:
+                    async for update in updates:
+                        yield update
+            except Unavailable as error:
+                log.info("request %s: %s; it continues elsewhere", life.request_id, error)
+            finally:
+                leg.close()
+
+    async def _follow(self, life: RequestLife, leg: Leg) -> AsyncGenerator[GenerateUpdate, None]:
+        while True:
+            update = await leg.take()
+            if logprobs := self._fresh_prompt_logprobs(life, update):
+                yield PromptLogprobs(logprobs)
+            if deltas := life.take(update):
+                yield deltas
+            if update.end is not None:
+                life.note_end(update.end)
+                if update.end.error is not None and not life.done:
+                    raise update.end.error
+                return
+            self._cancel_finished(life, leg, update)
+            if life.done:
+                await self._last_word(life, leg)
+                return
+
+    def _fresh_prompt_logprobs(
+        self, life: RequestLife, update: LegUpdate
+    ) -> tuple[PositionLogprobs, ...]:
+        """Those not yet sent: another attempt computes them again from the start."""
+        seen = life.num_prompt_logprobs_seen
+        life.num_prompt_logprobs_seen += len(update.prompt_logprobs)
+        fresh = update.prompt_logprobs[max(0, life.num_prompt_logprobs - seen) :]
+        life.num_prompt_logprobs += len(fresh)
+        return tuple(fresh)
+
+    def _cancel_finished(self, life: RequestLife, leg: Leg, update: LegUpdate) -> None:
+        """Tells the worker of samples that ended here, by a stop string."""
+        if life.done:
+            leg.cancel()
+            return
+        ended = {end.sample_index for end in update.ended}
+        for index in {row.sample_index for row in update.rows} - ended:
+            if life.samples[index].finished:
+                leg.cancel(index)
+
+    async def _last_word(self, life: RequestLife, leg: Leg) -> None:
+        """The worker's account (instants, cache hits) of a request that ended here first."""
+        try:
+            async with asyncio.timeout(_LAST_WORD_S):
+                while (update := await leg.take()).end is None:
+                    pass
+            life.note_end(update.end)
+        except (TimeoutError, Unavailable, Cancelled):
+            log.info("request %s ended without its worker's account", life.request_id)
+
+    def _finish(self, life: RequestLife) -> Finished:
+        life.instants[instants.FINISHED] = time.monotonic()
+        return life.finished()

@@ -1,0 +1,84 @@
+"""The models this router serves, by name: their text side and what the workers say they can take."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from baton.errors import Unavailable, UnknownModel
+from baton.types import Role
+from router.frontend import ModelCard
+from router.pools import Pools
+from router.text.model_text import ModelText
+from router.validation import ModelLimits, SamplingDefaults
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A model as a request meets it. `identity` is that of its workers, and salts the block ids."""
+
+    name: str
+    text: ModelText | None
+    limits: ModelLimits
+    identity: str
+
+
+@dataclass(slots=True)
+class Models:
+    """A model is served while at least one decode worker of its name is alive. `texts`: the folders'
+    tokenizers; a model without one takes token ids only."""
+
+    texts: Mapping[str, ModelText]
+    pools: Pools
+    created_unix_s: int = field(default_factory=lambda: int(time.time()))
+
+    @classmethod
+    def load(cls, folders: Mapping[str, Path], pools: Pools) -> Models:
+        return cls({name: ModelText.load(folder) for name, folder in folders.items()}, pools)
+
+    def names(self) -> list[str]:
+        """The configured models, then those that workers brought."""
+        served = (p.worker.model for p in self.pools if p.worker.role is Role.DECODE)
+        return list(dict.fromkeys((*self.texts, *served)))
+
+    def cards(self) -> list[ModelCard]:
+        cards = []
+        for name in self.names():
+            if model := self._served(name):
+                limits = model.limits
+                cards.append(
+                    ModelCard(name, limits.max_model_len, limits.vocab_size, self.created_unix_s)
+                )
+        return cards
+
+    def get(self, name: str) -> ServedModel:
+        """The model called `name`; the only one where `name` is empty. Raises UnknownModel."""
+        names = self.names()
+        if not name:
+            if len(names) != 1:
+                raise UnknownModel(f"must be one of {sorted(names)}", field="model")
+            name = names[0]
+        if name not in names:
+            raise UnknownModel(f"{name!r} is not served; there are {sorted(names)}", field="model")
+        served = self._served(name)
+        if served is None:
+            raise Unavailable(f"no worker of model {name!r} is up", retry_after_s=1.0)
+        return served
+
+    def _served(self, name: str) -> ServedModel | None:
+        """None while no worker of the model is alive (a draining one still says what it is)."""
+        workers = [
+            p.worker for p in self.pools if p.worker.role is Role.DECODE and p.worker.model == name
+        ]
+        if not workers:
+            return None
+        text = self.texts.get(name)
+        limits = ModelLimits(
+            vocab_size=workers[0].vocab_size,
+            max_model_len=min(worker.max_model_len for worker in workers),
+            has_text=text is not None and text.has_tokenizer,
+            defaults=text.sampling_defaults if text else SamplingDefaults(),
+        )
+        return ServedModel(name, text, limits, workers[0].fingerprint.identity)

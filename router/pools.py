@@ -1,0 +1,76 @@
+"""What the router knows of every pool: who serves it, how loaded it is, what this router has in flight.
+
+Pure: reports and the router's own decisions go in, candidates come out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from baton.types import PoolId, PoolLoad, Role, WorkerInfo
+
+
+@dataclass(slots=True, eq=False)
+class Pool:
+    """One pool of one incarnation of a worker. `num_in_flight` and `num_in_flight_tokens` count what this
+    router has sent and not yet seen the end of; they lead the worker's own reports by a heartbeat."""
+
+    id: PoolId
+    worker: WorkerInfo
+    load: PoolLoad | None = None
+    draining: bool = False
+    num_in_flight: int = 0
+    num_in_flight_tokens: int = 0
+
+    @contextmanager
+    def in_flight(self, num_tokens: int) -> Iterator[None]:
+        """Counts a request of `num_tokens` as in flight here for as long as the block runs."""
+        self.num_in_flight += 1
+        self.num_in_flight_tokens += num_tokens
+        try:
+            yield
+        finally:
+            self.num_in_flight -= 1
+            self.num_in_flight_tokens -= num_tokens
+
+
+@dataclass(slots=True)
+class Pools:
+    """All pools of all live workers."""
+
+    _by_id: dict[PoolId, Pool] = field(default_factory=dict)
+
+    def put(self, worker: WorkerInfo, *, draining: bool = False) -> None:
+        """Adds a worker's pools, or replaces those of an earlier incarnation."""
+        for dp_rank in range(worker.num_dp_ranks):
+            pool_id = PoolId(worker.worker_id, dp_rank)
+            known = self._by_id.get(pool_id)
+            if known is None or known.worker.incarnation != worker.incarnation:
+                self._by_id[pool_id] = Pool(pool_id, worker, draining=draining)
+            else:
+                known.worker, known.draining = worker, draining
+
+    def report(self, load: PoolLoad) -> None:
+        pool = self._by_id.get(load.pool)
+        if pool is not None and pool.worker.incarnation == load.incarnation:
+            pool.load = load
+
+    def remove(self, worker_id: str) -> None:
+        for pool_id in [pool_id for pool_id in self._by_id if pool_id.worker_id == worker_id]:
+            del self._by_id[pool_id]
+
+    def get(self, pool_id: PoolId) -> Pool | None:
+        return self._by_id.get(pool_id)
+
+    def __iter__(self) -> Iterator[Pool]:
+        return iter(self._by_id.values())
+
+    def serving(self, role: Role, model: str) -> list[Pool]:
+        """The pools that take new requests of `model` in `role`."""
+        return [
+            pool
+            for pool in self
+            if pool.worker.role is role and pool.worker.model == model and not pool.draining
+        ]

@@ -1,0 +1,90 @@
+"""One sample's tokens on their way to the client: text, stop strings, what has been sent.
+
+A pure function of the tokens, so that any router can go on from any of them: a continuation pushes the
+forced tokens through the same steps and drops what they emit, because the client has it already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from baton.types import FinishReason, SamplingParams
+from router.decode_stream import Row, SampleEnd
+from router.frontend import SampleDelta
+from router.text.detokenizer import Detokenizer
+from router.text.model_text import ModelText
+from router.text.stop_strings import StopMatcher
+
+
+class SampleText:
+    """`finished` once its last delta was made; nothing may be pushed after that. Without `text` (a model
+    that has no tokenizer, or a client that wants token ids alone) every delta's text is empty."""
+
+    def __init__(
+        self,
+        sample_index: int,
+        params: SamplingParams,
+        text: ModelText | None,
+        prompt_token_ids: Sequence[int],
+        forced_token_ids: Sequence[int] = (),
+    ) -> None:
+        self.sample_index = sample_index
+        self.token_ids = list(forced_token_ids)
+        self.finish_reason: FinishReason | None = None
+        self.stop: str | None = None
+        self._stops = StopMatcher(params.stop)
+        self._detokenizer = Detokenizer(text, prompt_token_ids) if text is not None else None
+        for token_id in forced_token_ids:
+            self._release(token_id)
+
+    @property
+    def finished(self) -> bool:
+        return self.finish_reason is not None
+
+    def push(self, rows: Sequence[Row], end: SampleEnd | None) -> SampleDelta:
+        """What the client gets for new tokens and, where the worker ended the sample, for its end.
+
+        A stop string ends the sample with the token that completed it; later ones are not the client's.
+        """
+        pieces: list[str] = []
+        num_taken = 0
+        stop_token_row = len(rows) - 1 if end and end.reason is FinishReason.STOP else None
+        for index, row in enumerate(rows):
+            num_taken += 1
+            self.token_ids.append(row.token_id)
+            if index != stop_token_row:  # a stop token has no text
+                pieces.append(self._release(row.token_id))
+            if self.stop is not None:
+                self.finish_reason = FinishReason.STOP
+                return self._delta(rows[:num_taken], pieces, None)
+        if end is not None:
+            self.finish_reason = end.reason
+            pieces.append(self._flush())
+            if self.stop is not None:
+                self.finish_reason = FinishReason.STOP
+        return self._delta(rows, pieces, end)
+
+    def _delta(self, rows: Sequence[Row], pieces: list[str], end: SampleEnd | None) -> SampleDelta:
+        by_token = end is not None and end.reason is FinishReason.STOP and self.stop is None
+        return SampleDelta(
+            self.sample_index,
+            "".join(pieces),
+            tuple(row.token_id for row in rows),
+            tuple(row.logprobs for row in rows if row.logprobs is not None),
+            self.finish_reason,
+            self.stop,
+            end.stop_token_id if end is not None and by_token else None,
+        )
+
+    def _release(self, token_id: int) -> str:
+        if self._detokenizer is None:
+            return ""
+        emitted, self.stop = self._stops.push(self._detokenizer.push((token_id,)))
+        return emitted
+
+    def _flush(self) -> str:
+        """What was held back and can no longer become a character or a stop string."""
+        if self._detokenizer is None:
+            return ""
+        emitted, self.stop = self._stops.push(self._detokenizer.flush())
+        return emitted if self.stop is not None else emitted + self._stops.flush()
