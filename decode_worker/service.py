@@ -18,10 +18,12 @@ Clock = Callable[[], float]
 
 
 class DecodeService(decode_pb2_grpc.DecodeServicer):
-    """One multiplexed stream per router. `post` hands an event to the step loop."""
+    """One multiplexed stream per router. `post` hands an event to the step loop and is set before the
+    server starts."""
 
-    def __init__(self, post: Callable[[Event], None], clock: Clock = time.monotonic) -> None:
-        self._post = post
+    post: Callable[[Event], None]
+
+    def __init__(self, clock: Clock = time.monotonic) -> None:
         self._clock = clock
         self._router_ids = count(1)
         self._outgoing: dict[RouterId, asyncio.Queue[decode_pb2.DecodeMessage | None]] = {}
@@ -41,7 +43,7 @@ class DecodeService(decode_pb2_grpc.DecodeServicer):
         finally:
             reader.cancel()
             del self._outgoing[router]
-            self._post(RouterLost(router))
+            self.post(RouterLost(router))
 
     def deliver(self, outboxes: dict[RouterId, Outbox]) -> None:
         """Sends what a step produced. Called on the event loop."""
@@ -62,9 +64,9 @@ class DecodeService(decode_pb2_grpc.DecodeServicer):
                     case "hello":
                         pass  # a router's name is for logs; the stream itself is its identity
                     case "start":
-                        self._post(_start(router, message.start, self._clock()))
+                        self.post(_start(router, message.start, self._clock()))
                     case "cancel":
-                        self._post(_cancel(router, message.cancel))
+                        self.post(_cancel(router, message.cancel))
                     case "clock_probe":
                         probe = message.clock_probe
                         probe.worker_time_s = self._clock()

@@ -19,10 +19,12 @@ from itertools import count
 
 from baton import instants
 from baton.errors import BatonError, Cancelled, DeadlineExceeded, Draining, InvalidArgument
-from baton.types import FinishReason, PositionLogprobs, SamplingParams, Usage
+from baton.types import FinishReason, PositionLogprobs, Role, SamplingParams, Usage
 from decode_worker.scheduler import Scheduler, StepResult
 from engine.batch import StepOutput, StepPlan
+from engine.block_manager import BlockManager
 from engine.sample import Sample
+from engine.step_time import StepTimeModel
 
 RouterId = int  # one stream between a router and this worker
 Key = tuple[RouterId, int]  # names a request: the router's stream and the number it chose
@@ -60,12 +62,7 @@ class RouterLost:
     router: RouterId
 
 
-@dataclass(frozen=True, slots=True)
-class Drain:
-    """Take no new requests."""
-
-
-Event = Start | Cancel | RouterLost | Drain
+Event = Start | Cancel | RouterLost
 
 
 # Commands
@@ -124,9 +121,42 @@ class DecodeRequests:
         self._outboxes: dict[RouterId, Outbox] = {}
         self._draining = False
 
+    # The role's accounts, as its Host reads them
+
+    @property
+    def name(self) -> Role:
+        return Role.DECODE
+
+    @property
+    def blocks(self) -> BlockManager:
+        return self.scheduler.blocks
+
+    @property
+    def step_time(self) -> StepTimeModel:
+        return self.scheduler.step_time
+
     @property
     def num_requests(self) -> int:
         return len(self._requests)
+
+    @property
+    def num_running(self) -> int:
+        return self.scheduler.num_running
+
+    @property
+    def num_waiting(self) -> int:
+        return self.scheduler.num_waiting
+
+    @property
+    def num_waiting_tokens(self) -> int:
+        return self.scheduler.num_waiting_tokens
+
+    def check_integrity(self) -> None:
+        self.scheduler.check_integrity()
+
+    def start_draining(self) -> None:
+        """From now on every Start is refused."""
+        self._draining = True
 
     @property
     def next_deadline_s(self) -> float | None:
@@ -150,8 +180,6 @@ class DecodeRequests:
                 for request in [r for r in self._requests.values() if r.key[0] == router]:
                     self._end(request, now_s, Cancelled("the router's stream ended"))
                 self._outboxes.pop(router, None)
-            case Drain():
-                self._draining = True
 
     def _expire(self, now_s: float) -> None:
         for request in list(self._requests.values()):

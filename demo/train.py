@@ -7,10 +7,9 @@ Run from anywhere, on one CPU core:
 It writes a Hugging Face checkpoint folder (`demo/model/`) that Baton, transformers or any other
 engine for Llama can serve. The model card in that folder says what came out.
 
-The script knows nothing of Baton: it needs torch (2.9 or newer, for Muon), transformers, tokenizers,
-rich and matplotlib.
-The last tenth of the text is held out. Neither the tokenizer nor the model sees it; it only
-measures, and says which checkpoint to keep.
+The script knows nothing of Baton: it needs torch (2.9 or newer, for Muon), transformers,
+tokenizers, rich and matplotlib. The last tenth of the text is held out. Neither the tokenizer nor
+the model sees it; it only measures, and says which checkpoint to keep.
 """
 
 import argparse
@@ -68,6 +67,8 @@ MAX_GRAD_NORM = 1.0
 TRAIN_WINDOW = 512
 NUM_EVALS = 12
 SEED = 1564
+
+TEMPERATURE = 0.8
 
 
 @dataclass(frozen=True, slots=True)
@@ -344,7 +345,7 @@ def save_model(model: LlamaForCausalLM, tokenizer: Tokenizer, folder: Path) -> N
     folder.mkdir(parents=True, exist_ok=True)
     model.half().save_pretrained(folder)
     GenerationConfig(
-        bos_token_id=BOS_ID, eos_token_id=EOS_ID, do_sample=True, temperature=0.8
+        bos_token_id=BOS_ID, eos_token_id=EOS_ID, do_sample=True, temperature=TEMPERATURE
     ).save_pretrained(folder)
     tokenizer.save(str(folder / "tokenizer.json"))
     tokenizer_config = {
@@ -385,12 +386,17 @@ def plot_curve(points: list[Point], path: Path) -> None:
     figure.savefig(path, dpi=100)
 
 
+@torch.inference_mode()
 def sample_text(folder: Path, tokenizer: Tokenizer, prompt: str, num_tokens: int) -> str:
-    """Continue `prompt` as the saved generation settings say."""
+    """Continue `prompt` with the checkpoint as saved."""
     model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    prompt_ids = torch.tensor([tokenizer.encode(prompt).ids])
-    output = model.generate(prompt_ids, max_new_tokens=num_tokens)
-    return str(tokenizer.decode(output[0].tolist()))
+    tokens = tokenizer.encode(prompt).ids
+    while num_tokens > 0 and tokens[-1] != EOS_ID:
+        logits = model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0, -1]
+        weights = (logits / TEMPERATURE).softmax(-1)
+        tokens.append(int(torch.multinomial(weights, 1)))
+        num_tokens -= 1
+    return str(tokenizer.decode(tokens))
 
 
 def parse_arguments() -> argparse.Namespace:

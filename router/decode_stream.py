@@ -12,13 +12,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 import grpc
 
 from baton import convert
-from baton.errors import BatonError, Internal, Unavailable
+from baton.errors import BatonError, Cancelled, Internal, Unavailable
 from baton.instants import ClockOffset
 from baton.types import FinishReason, PositionLogprobs, Usage
 from baton.v1 import decode_pb2, decode_pb2_grpc
@@ -75,18 +75,22 @@ class Leg:
     def __init__(self, key: int, stream: DecodeStream) -> None:
         self.key = key
         self.pending = LegUpdate()
+        self.unread_since_s = time.monotonic()
         self._stream = stream
         self._wake = asyncio.Event()
         self._lost: BatonError | None = None
 
     async def take(self) -> LegUpdate:
         """Waits for news. Raises Unavailable when the worker is lost and nothing is left to read."""
+        if isinstance(self._lost, Cancelled):
+            raise self._lost  # dropped for reading too slowly: what is pending is not read either
         while not self.pending:
             if self._lost is not None:
                 raise self._lost
             self._wake.clear()
             await self._wake.wait()
         update, self.pending = self.pending, LegUpdate()
+        self.unread_since_s = time.monotonic()
         return update
 
     def cancel(self, sample_index: int | None = None) -> None:
@@ -97,6 +101,8 @@ class Leg:
         self._stream.close_leg(self.key)
 
     def wake(self) -> None:
+        if not self._wake.is_set():  # its reader is waiting, so nothing was unread until now
+            self.unread_since_s = time.monotonic()
         self._wake.set()
 
     def lose(self, error: BatonError) -> None:
@@ -107,8 +113,12 @@ class Leg:
 class DecodeStream:
     """`run` keeps the stream open until cancelled; `connected` says whether legs can start."""
 
-    def __init__(self, worker_id: str, channel: grpc.aio.Channel, router_id: str) -> None:
+    def __init__(
+        self, worker_id: str, channel: grpc.aio.Channel, router_id: str, *, slow_client_s: float
+    ) -> None:
         self.worker_id = worker_id
+        self.on_change: Callable[[], Awaitable[None]] | None = None
+        self._slow_client_s = slow_client_s
         self.connected = asyncio.Event()
         self.clock_offset = ClockOffset()
         self._stub = decode_pb2_grpc.DecodeStub(channel)
@@ -147,6 +157,7 @@ class DecodeStream:
             finally:
                 self.connected.clear()
                 self._lose_all(Unavailable(f"worker {self.worker_id} was lost"))
+            await self._announce()
             log.info("stream to worker %s ended: %s", self.worker_id, reason)
             await asyncio.sleep(_RECONNECT_S)
 
@@ -159,6 +170,7 @@ class DecodeStream:
             call = self._stub.Serve(self._requests(self._outgoing))
             await call.wait_for_connection()
             self.connected.set()
+            await self._announce()
             async for message in call:
                 self._receive(message, time.monotonic())
         finally:
@@ -175,7 +187,20 @@ class DecodeStream:
         while True:
             probe = decode_pb2.ClockProbe(router_time_s=time.monotonic())
             self._send(decode_pb2.RouterMessage(clock_probe=probe))
+            self._drop_slow_clients()
             await asyncio.sleep(_PROBE_INTERVAL_S)
+
+    def _drop_slow_clients(self) -> None:
+        """A client that does not read must not hold blocks on a worker."""
+        oldest_s = time.monotonic() - self._slow_client_s
+        for leg in list(self._legs.values()):
+            if leg.pending and leg.unread_since_s < oldest_s:
+                self.close_leg(leg.key)
+                leg.lose(Cancelled(f"nothing was read for {self._slow_client_s:g} s"))
+
+    async def _announce(self) -> None:
+        if self.on_change is not None:
+            await self.on_change()
 
     def _send(self, message: decode_pb2.RouterMessage) -> None:
         self._outgoing.put_nowait(message)

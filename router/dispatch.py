@@ -17,9 +17,10 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from functools import partial
 
 from baton import instants
-from baton.errors import BatonError, Cancelled, DeadlineExceeded, Unavailable
+from baton.errors import BatonError, Cancelled, DeadlineExceeded, InvalidArgument, Unavailable
 from baton.types import PositionLogprobs, Role
 from router.config import RouterConfig
 from router.decode_stream import Leg, LegUpdate
@@ -32,7 +33,7 @@ from router.pools import Pool
 from router.request import Chat, GenerateInput
 from router.request_life import RequestLife
 from router.request_log import RequestLog
-from router.validation import check_request, resolve_sampling
+from router.validation import check_request, check_token_ids, resolve_sampling
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +71,8 @@ class Dispatcher:
                 yield Admitted(
                     life.request_id, life.model.name, life.params.seed, len(life.prompt_token_ids)
                 )
+                if deltas := life.ended_when_received():
+                    yield deltas
                 while not life.done:
                     pool = await self._route(life)
                     async with aclosing(self._attempt(life, pool)) as updates:
@@ -80,15 +83,23 @@ class Dispatcher:
     async def encode(self, model: ServedModel, prompt: str | Chat, *, special: bool) -> list[int]:
         """Token ids of a text or a conversation; long ones are tokenized off the event loop."""
         if model.text is None:
-            raise AssertionError("checked by check_request")
+            raise InvalidArgument("this model has no tokenizer", field="model")
         text = model.text
         if isinstance(prompt, Chat):
-            rendered, special = text.render(prompt.messages), False
+            num_chars = sum(len(message.content) for message in prompt.messages)
+            encode = partial(text.encode_chat, prompt.messages)
         else:
-            rendered = prompt
-        if len(rendered) < _LONG_TEXT_CHARS:
-            return text.encode(rendered, add_special_tokens=special)
-        return await asyncio.to_thread(text.encode, rendered, add_special_tokens=special)
+            num_chars = len(prompt)
+            encode = partial(text.encode, prompt, add_special_tokens=special)
+        return encode() if num_chars < _LONG_TEXT_CHARS else await asyncio.to_thread(encode)
+
+    def decode(
+        self, model: ServedModel, token_ids: Sequence[int], *, skip_special_tokens: bool
+    ) -> str:
+        check_token_ids(token_ids, model.limits, "token_ids")
+        if model.text is None:
+            raise InvalidArgument("this model has no tokenizer", field="model")
+        return model.text.decode(token_ids, skip_special_tokens=skip_special_tokens)
 
     # 1. Receive: validate, tokenize once
 
@@ -146,6 +157,9 @@ class Dispatcher:
             except Unavailable:
                 return  # lost between choice and start
             try:
+                for sample in life.samples:
+                    if sample.finished:
+                        leg.cancel(sample.sample_index)
                 async with aclosing(self._follow(life, leg)) as updates:
                     async for update in updates:
                         yield update

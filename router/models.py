@@ -12,7 +12,7 @@ from baton.types import Role
 from router.frontend import ModelCard
 from router.pools import Pools
 from router.text.model_text import ModelText
-from router.validation import ModelLimits, SamplingDefaults
+from router.validation import ModelLimits
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +74,10 @@ class Models:
         ]
         if not workers:
             return None
+        max_model_len = min(worker.max_model_len for worker in workers)
         text = self.texts.get(name)
-        limits = ModelLimits(
-            vocab_size=workers[0].vocab_size,
-            max_model_len=min(worker.max_model_len for worker in workers),
-            has_text=text is not None and text.has_tokenizer,
-            defaults=text.sampling_defaults if text else SamplingDefaults(),
-        )
+        if text is not None:
+            limits = text.limits(max_model_len)
+        else:
+            limits = ModelLimits(workers[0].vocab_size, max_model_len, has_text=False)
         return ServedModel(name, text, limits, workers[0].fingerprint.identity)

@@ -57,7 +57,7 @@ class SamplingInput:
 
 @dataclass(frozen=True, slots=True)
 class SamplingDefaults:
-    """What an unset value means: generation_config.json's value, else the neutral one given here."""
+    """What an unset value means: what generation_config.json says, else the neutral value."""
 
     temperature: float = 1.0
     top_k: int = 0

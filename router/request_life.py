@@ -91,6 +91,11 @@ class RequestLife:
             eos_token_ids=self.model.text.eos_token_ids if self.model.text else (),
         )
 
+    def ended_when_received(self) -> Deltas | None:
+        """What a continuation whose forced tokens end samples has to say at once."""
+        deltas = tuple(delta for sample in self.samples if (delta := sample.end_of_forced()))
+        return Deltas(deltas) if deltas else None
+
     def take(self, update: LegUpdate) -> Deltas | None:
         """Turns what a worker produced into what the client gets; None where that is nothing."""
         rows: dict[int, list[Row]] = {}
@@ -120,10 +125,11 @@ class RequestLife:
             self.num_cached_tokens = end.usage.num_cached_tokens
 
     def finished(self) -> Finished:
+        return Finished(self.usage(), self.timeline())
+
+    def usage(self) -> Usage:
         num_output_tokens = sum(len(sample.token_ids) for sample in self.samples)
-        num_prompt_tokens = len(self.prompt_token_ids)
-        usage = Usage(num_prompt_tokens, self.num_cached_tokens, num_output_tokens)
-        return Finished(usage, self.timeline())
+        return Usage(len(self.prompt_token_ids), self.num_cached_tokens, num_output_tokens)
 
     def timeline(self) -> Timeline:
         return Timeline(

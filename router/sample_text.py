@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from baton.types import FinishReason, SamplingParams
 from router.decode_stream import Row, SampleEnd
 from router.frontend import SampleDelta
-from router.text.detokenizer import Detokenizer
 from router.text.model_text import ModelText
 from router.text.stop_strings import StopMatcher
 
@@ -33,9 +32,15 @@ class SampleText:
         self.finish_reason: FinishReason | None = None
         self.stop: str | None = None
         self._stops = StopMatcher(params.stop)
-        self._detokenizer = Detokenizer(text, prompt_token_ids) if text is not None else None
+        self._detokenizer = text.detokenizer(prompt_token_ids) if text is not None else None
         for token_id in forced_token_ids:
             self._release(token_id)
+        if self.stop is not None:
+            self.finish_reason = FinishReason.STOP
+
+    def end_of_forced(self) -> SampleDelta | None:
+        """The delta that ends a sample whose forced tokens hold a stop string already."""
+        return self._delta((), [], None) if self.finished else None
 
     @property
     def finished(self) -> bool:

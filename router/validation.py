@@ -155,7 +155,7 @@ def _check_prompt(request: GenerateInput, limits: ModelLimits) -> None:
                 raise InvalidArgument("the prompt must not be empty", field=name)
         case token_ids:
             check_prompt_length(len(token_ids), limits, field=name)
-            _check_token_ids(token_ids, limits, name)
+            check_token_ids(token_ids, limits, name)
     if not limits.has_text:
         if isinstance(request.prompt, str | Chat):
             raise InvalidArgument("this model has no tokenizer; send token ids", field=name)
@@ -176,7 +176,7 @@ def _check_continuation(request: GenerateInput, limits: ModelLimits) -> None:
             field="output_token_ids",
         )
     for index, token_ids in enumerate(request.output_token_ids):
-        _check_token_ids(token_ids, limits, f"output_token_ids[{index}]")
+        check_token_ids(token_ids, limits, f"output_token_ids[{index}]")
     if request.sampling.prompt_logprobs is not None and any(request.output_token_ids):
         raise InvalidArgument(
             "contradicts output_token_ids: prompt log-probabilities come before the first output "
@@ -212,18 +212,18 @@ def _check_stops(sampling: SamplingInput, limits: ModelLimits) -> None:
                 field=f"sampling.stop[{index}]",
             )
     _check_count("stop_token_ids", len(sampling.stop_token_ids), MAX_STOP_TOKEN_IDS)
-    _check_token_ids(sampling.stop_token_ids, limits, "sampling.stop_token_ids")
+    check_token_ids(sampling.stop_token_ids, limits, "sampling.stop_token_ids")
 
 
 def _check_logit_bias(sampling: SamplingInput, limits: ModelLimits) -> None:
     _check_count("logit_bias", len(sampling.logit_bias), MAX_LOGIT_BIAS)
     for token_id, bias in sampling.logit_bias.items():
-        _check_token_ids((token_id,), limits, "sampling.logit_bias")
+        check_token_ids((token_id,), limits, "sampling.logit_bias")
         name = f"logit_bias[{token_id}]"
         _check_float(name, bias, -MAX_LOGIT_BIAS_VALUE, MAX_LOGIT_BIAS_VALUE)
 
 
-def _check_token_ids(token_ids: Sequence[int], limits: ModelLimits, field: str) -> None:
+def check_token_ids(token_ids: Sequence[int], limits: ModelLimits, field: str) -> None:
     # min and max run in C: a prompt of 100,000 ids is checked in about 2 ms
     if not token_ids or (min(token_ids) >= 0 and max(token_ids) < limits.vocab_size):
         return

@@ -77,7 +77,8 @@ class StepLoop(Generic[Event, Outboxes]):
         self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
         self._closed = False
         self._has_work = False
-        self.step_started_s: float | None = None  # when the step in progress began; None between steps
+        self.step_started_s: float | None = None  # of the step in progress; None between steps
+        self.longest_step_s = 0.0
 
     def start(self) -> None:
         self._thread.start()
@@ -131,8 +132,10 @@ class StepLoop(Generic[Event, Outboxes]):
         if plan is not None:
             self.step_started_s = started_s
             output = self._runner.run(plan)
-            self._role.update(plan, output, self._clock())
+            ended_s = self._clock()
+            self._role.update(plan, output, ended_s)
             self.step_started_s = None
+            self.longest_step_s = max(self.longest_step_s, ended_s - started_s)
         self._has_work = plan is not None
         self._deliver(self._role.take_outboxes())
 

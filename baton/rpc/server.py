@@ -55,7 +55,7 @@ class Server:
         self._calls = Calls(self.options.max_open_streams)
         self._background_calls = Calls(self.options.max_open_streams)
         self._services: list[str] = []
-        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
+        self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(
             options=[
                 *KEEPALIVE,

@@ -55,8 +55,8 @@ Change: TypeAlias = Joined | Updated | Left
 
 class ClusterState(Protocol):
     async def report(self, report: Report) -> float:
-        """Registers a worker or renews its lease; for how many seconds. A higher incarnation replaces
-        the one that is known; a lower one is refused with `InvalidArgument`."""
+        """Registers a worker or renews its lease; for how many seconds. A higher incarnation
+        replaces the one that is known; a lower one is refused with `InvalidArgument`."""
         ...
 
     async def leave(self, worker_id: str, incarnation: int, reason: str) -> None:

@@ -1,5 +1,5 @@
-"""Cluster state inside the router: nothing to install, gone with the process. Workers register again
-with their next report, so a restarted router knows everyone within one heartbeat."""
+"""Cluster state inside the router: nothing to install, gone with the process. Workers register
+again with their next report, so a restarted router knows everyone within one heartbeat."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ _STALL_S = 1.0  # a timer this late says that the process stood still, not that 
 class EmbeddedState:
     """A `ClusterState` on the running event loop. `clock`: monotonic seconds."""
 
-    def __init__(self, times: Times | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, times: Times | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._table = LeaseTable((times or Times()).worker_lease_s)
         self._clock = clock
         self._timer: asyncio.TimerHandle | None = None

@@ -19,7 +19,8 @@ class _Lease:
 
 
 class LeaseTable:
-    """At most one incarnation of a worker holds a lease; each lease lasts `lease_s` from its renewal."""
+    """At most one incarnation of a worker holds a lease; each lease lasts `lease_s` from its
+    renewal."""
 
     def __init__(self, lease_s: float) -> None:
         self.lease_s = lease_s
@@ -61,7 +62,8 @@ class LeaseTable:
         return [Left(lease.member(now_s), reason) for lease in ended]
 
     def extend(self, by_s: float) -> None:
-        """Gives every lease more time: nobody could renew while the keeper of the table stood still."""
+        """Gives every lease more time: nobody could renew while the keeper of the table stood
+        still."""
         for lease in self._leases.values():
             lease.expires_s += by_s
 

@@ -11,7 +11,7 @@ from tests.fake_runner import FakeRunner, expected_output
 from baton.errors import Cancelled, DeadlineExceeded, Draining, InvalidArgument
 from baton.types import FinishReason, SamplingParams
 from decode_worker.scheduler import Scheduler, SchedulerLimits
-from decode_worker.state_machine import Cancel, DecodeRequests, Drain, Key, RouterLost, Start
+from decode_worker.state_machine import Cancel, DecodeRequests, Key, RouterLost, Start
 from engine.block_manager import BlockManager
 
 VOCAB = 100
@@ -200,7 +200,7 @@ def test_refusals_start_nothing() -> None:
     world = World(num_blocks=8, max_model_len=32)
     world.start((1, 1), list(range(33)), max_tokens=1)
     world.start((1, 2), [], max_tokens=1)
-    world.role.handle(Drain(), world.now_s)
+    world.role.start_draining()
     world.start((1, 3), [1], max_tokens=1)
     assert isinstance(world.finished[1, 1], InvalidArgument)
     assert isinstance(world.finished[1, 2], InvalidArgument)

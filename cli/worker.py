@@ -1,0 +1,74 @@
+"""`baton worker`: one worker process."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cli import logs
+
+
+@click.command()
+@click.option("--config", type=click.Path(path_type=Path, exists=True), help="TOML, section [decode].")
+@click.option("--model", help="Checkpoint folder, or with --load-format dummy a shape's name.")
+@click.option("--model-name", help="Name that clients ask for (default: the folder's).")
+@click.option("--load-format", type=click.Choice(["auto", "dummy"]))
+@click.option("--device", help="cpu or cuda[:N] (default cpu).")
+@click.option("--dtype", type=click.Choice(["auto", "fp32", "fp16", "bf16"]))
+@click.option("--kv-dtype", type=click.Choice(["auto", "fp32", "fp16", "bf16"]))
+@click.option("--deterministic", is_flag=True, default=None, help="Bit-exact whatever the batch.")
+@click.option("--block-size", type=int, help="Tokens per KV block (default 64).")
+@click.option("--num-blocks", type=int, help="KV blocks (default: as many as the memory holds).")
+@click.option("--kv-cache-bytes", type=int, help="Memory for KV blocks (default 1 GiB).")
+@click.option("--max-model-len", type=int, help="Longest request (default: the model's own).")
+@click.option("--num-threads", type=int, help="Threads of the engine (default: torch's choice).")
+@click.option("--max-running", type=int, help="Samples decoded at a time (default 64).")
+@click.option("--max-step-s", type=float, help="Longest engine step in seconds (default 0.25).")
+@click.option("--worker-id", help="Name in the cluster (default: role and process).")
+@click.option("--host", help="Address to listen on (default 127.0.0.1).")
+@click.option("--port", type=int, help="Port to listen on (default: any free one).")
+@click.option("--router", "routers", multiple=True, help="host:port of a router; repeatable.")
+@click.option("--log-level", default="info", show_default=True)
+def worker(config: Path | None, log_level: str, **flags: Any) -> None:
+    """Run a worker and register it with its routers."""
+    logs.configure("worker", log_level)
+    if flags["num_threads"]:  # before torch makes its thread pool
+        os.environ["OMP_NUM_THREADS"] = str(flags["num_threads"])
+    from baton.config import load
+    from cli.progress import loading_bar
+    from decode_worker import process
+    from decode_worker.config import DecodeConfig
+    from engine.model_runner import ModelRunner
+
+    settings = load(DecodeConfig, toml=config, section="decode", flags=_nested(flags))
+    with loading_bar(str(settings.host.engine.model)) as progress:
+        runner = ModelRunner.load(settings.host.engine, progress)
+    asyncio.run(process.run(settings, runner))
+
+
+_ENGINE = (
+    "model",
+    "load_format",
+    "device",
+    "dtype",
+    "kv_dtype",
+    "deterministic",
+    "block_size",
+    "num_blocks",
+    "kv_cache_bytes",
+    "max_model_len",
+    "num_threads",
+)
+_HOST = ("model_name", "worker_id", "host", "port", "routers")
+
+
+def _nested(flags: dict[str, Any]) -> dict[str, object]:
+    """Flags as DecodeConfig nests them; those not given stay out."""
+    given = {name: value for name, value in flags.items() if value not in (None, ())}
+    engine = {name: given.pop(name) for name in _ENGINE if name in given}
+    host = {name: given.pop(name) for name in _HOST if name in given}
+    return {**given, "host": {**host, "engine": engine}}

@@ -1,0 +1,206 @@
+"""A cluster of plain processes on this machine: routers and workers, started, watched, stopped.
+
+What `baton up` runs on one machine, and what demo, benchmarks and tests start. It knows the processes'
+command lines and their gRPC faces, nothing of what is inside them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+from baton import Client
+from baton.errors import BatonError, Unavailable
+
+_PR_SET_PDEATHSIG = 1
+_POLL_S = 0.05
+_STOP_GRACE_S = 10.0
+
+Flags = Mapping[str, object]
+
+
+@dataclass(slots=True)
+class Process:
+    """One process; its log file holds everything it printed."""
+
+    name: str
+    popen: subprocess.Popen[bytes]
+    log: Path
+
+    @property
+    def alive(self) -> bool:
+        return self.popen.poll() is None
+
+    def log_tail(self, num_lines: int = 20) -> str:
+        lines = self.log.read_text(errors="replace").splitlines()
+        return "\n".join(lines[-num_lines:])
+
+    def stop(self, grace_s: float = _STOP_GRACE_S) -> int:
+        """SIGTERM, and SIGKILL where that does not help. Returns the exit code."""
+        if self.alive:
+            self.popen.terminate()
+        try:
+            return self.popen.wait(grace_s)
+        except subprocess.TimeoutExpired:
+            self.popen.kill()
+            return self.popen.wait()
+
+
+@dataclass(slots=True)
+class LocalCluster:
+    """One router and `num_workers` workers of one model; a context manager.
+
+    `worker_flags` and `router_flags` are the options of `baton worker` and `baton router` by name. With
+    `quiet` the processes log to files in `folder`, otherwise to this process's stderr as well.
+    """
+
+    model: str
+    num_workers: int = 1
+    worker_flags: Flags = field(default_factory=dict)
+    router_flags: Flags = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+    start_timeout_s: float = 120.0
+    quiet: bool = True
+    router: Process | None = None
+    workers: list[Process] = field(default_factory=list)
+    grpc_port: int = 0
+    http_port: int = 0
+    _folder: tempfile.TemporaryDirectory[str] | None = None
+
+    @property
+    def address(self) -> str:
+        """host:port of gRPC."""
+        return f"127.0.0.1:{self.grpc_port}"
+
+    @property
+    def base_url(self) -> str:
+        """Of the OpenAI-compatible API."""
+        return f"http://127.0.0.1:{self.http_port}/v1"
+
+    def __enter__(self) -> Self:
+        self._folder = tempfile.TemporaryDirectory(prefix="baton-")
+        try:
+            self.grpc_port = self.grpc_port or free_port()
+            self.http_port = self.http_port or free_port()
+            self.router = self._start("router", "router", self._router_arguments())
+            for _ in range(self.num_workers):
+                self.add_worker()
+            self.wait_ready()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.stop()
+
+    def add_worker(self, **flags: object) -> Process:
+        """Starts another worker; `wait_ready` waits for it."""
+        name = f"worker-{len(self.workers)}"
+        given = {
+            "model": self.model,
+            "router": self.address,
+            "worker_id": name,
+            **self.worker_flags,
+            **flags,
+        }
+        process = self._start(name, "worker", arguments(given))
+        self.workers.append(process)
+        return process
+
+    def wait_ready(self) -> None:
+        """Until every living worker is registered. Raises Unavailable with the log of what failed."""
+        give_up_s = time.monotonic() + self.start_timeout_s
+        with Client(self.address) as client:
+            while self._num_registered(client) < sum(worker.alive for worker in self.workers):
+                if time.monotonic() > give_up_s:
+                    raise Unavailable(f"not up within {self.start_timeout_s:g} s\n{self.logs()}")
+                time.sleep(_POLL_S)
+
+    def processes(self) -> list[Process]:
+        return [*self.workers, *([self.router] if self.router else [])]
+
+    def logs(self) -> str:
+        return "\n".join(f"--- {each.name}\n{each.log_tail()}" for each in self.processes())
+
+    def stop(self) -> None:
+        """Ends every process, workers first; they drain."""
+        for process in self.workers:
+            if process.alive:
+                process.popen.terminate()
+        for process in self.processes():
+            process.stop()
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
+
+    def _num_registered(self, client: Client) -> int:
+        for process in self.processes():
+            if not process.alive:
+                code = process.popen.returncode
+                raise Unavailable(f"{process.name} ended with {code}\n{process.log_tail()}")
+        try:
+            return len(client.workers())
+        except BatonError:
+            return 0  # the router is not up yet
+
+    def _router_arguments(self) -> list[str]:
+        has_text = (Path(self.model) / "config.json").exists()
+        flags = {
+            "grpc_port": self.grpc_port,
+            "http_port": self.http_port,
+            **({"model": self.model} if has_text else {}),
+            **self.router_flags,
+        }
+        return arguments(flags)
+
+    def _start(self, name: str, command: str, options: Sequence[str]) -> Process:
+        assert self._folder is not None
+        log = Path(self._folder.name) / f"{name}.log"
+        with log.open("wb") as output:
+            popen = subprocess.Popen(
+                [sys.executable, "-m", "cli.main", command, *options],
+                stdin=subprocess.DEVNULL,
+                stdout=output if self.quiet else None,
+                stderr=output if self.quiet else None,
+                env={**os.environ, **self.environment},
+                preexec_fn=_die_with_parent,
+            )
+        return Process(name, popen, log)
+
+
+def arguments(flags: Flags) -> list[str]:
+    """Options of a command line from their names: True is a bare flag, a list repeats it."""
+    words: list[str] = []
+    for name, value in flags.items():
+        option = "--" + name.replace("_", "-")
+        values = value if isinstance(value, list | tuple) else [value]
+        for each in values:
+            if each is True:
+                words.append(option)
+            elif each is not None and each is not False:
+                words += [option, str(each)]
+    return words
+
+
+def free_port() -> int:
+    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def _die_with_parent() -> None:
+    """No orphans, however the parent ends (Linux; elsewhere a parent that is killed leaves them)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

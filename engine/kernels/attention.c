@@ -1,0 +1,484 @@
+/* Paged causal attention with grouped KV heads, and the write into the paged KV cache.
+ *
+ *   layer cache  [num_blocks, 2 (K, V), num_kv_heads, block_size, head_dim]  fp32 or fp16
+ *   q, out       [num_tokens, num_heads, head_dim]                           fp32
+ *
+ * Flash attention over tiles of TILE absolute positions: position p is always lane p % TILE of tile
+ * p / TILE, whatever the block size, the chunk or the batch. A row (one token's one query head) goes
+ * through its tiles in ascending order with an online softmax:
+ *
+ *   s = q . K^T   one accumulator per (row, position), ascending over head_dim
+ *   m, l          running maximum and sum; lanes that the row may not see hold -inf, then exactly 0
+ *   acc = p . V   one accumulator per (row, dim), ascending over the positions that the row sees
+ *   o = o * 2^(m_old - m_new) + acc
+ *
+ * INVARIANT: no operation on one row depends on another row. So a row's bits are a function of its q
+ * and of the K and V that it sees only: not of the rows computed beside it, the chunking of the prompt,
+ * the other slices or the threads. Rows are grouped only to read K and V once for many of them.
+ */
+#include <math.h>
+#include <stdlib.h>
+
+#include "parallel.h"
+#include "vector.h"
+
+#define TILE 64       /* positions; a multiple of VECS * LANES */
+#define MAX_DIM 256   /* of a head */
+#define MAX_ROWS 256  /* of one work item */
+#define MAX_FLOATS (MAX_ROWS * 64) /* of the queries of one work item */
+
+enum { OK, BAD_SLOT, BAD_QUERY_STARTS, BAD_START, BAD_BLOCK, NO_MEMORY };
+
+/* --- write_kv ------------------------------------------------------------------------------------ */
+
+typedef struct {
+    void *cache;
+    int half;
+    int64_t num_blocks, num_kv_heads, block_size, head_dim;
+} layer_cache;
+
+typedef struct {
+    layer_cache to;
+    const int64_t *slots;
+    const float *k, *v;
+    int64_t k_stride, v_stride;
+} write_job;
+
+static void write_token(void *data, int64_t token)
+{
+    const write_job *job = data;
+    const layer_cache *to = &job->to;
+    const int64_t dim = to->head_dim, plane = to->block_size * dim;
+    const int64_t block = job->slots[token] / to->block_size, offset = job->slots[token] % to->block_size;
+    for (int kind = 0; kind < 2; kind++) {
+        const float *from = kind ? job->v + token * job->v_stride : job->k + token * job->k_stride;
+        int64_t at = (block * 2 + kind) * to->num_kv_heads * plane + offset * dim;
+        for (int64_t head = 0; head < to->num_kv_heads; head++, at += plane, from += dim) {
+            if (!to->half) {
+                memcpy((float *)to->cache + at, from, dim * sizeof *from);
+                continue;
+            }
+            _Float16 *halves = (_Float16 *)to->cache + at;
+            int64_t d = 0;
+            for (; d + LANES <= dim; d += LANES) store_half(halves + d, load(from + d));
+            for (; d < dim; d++) halves[d] = (_Float16)from[d];
+        }
+    }
+}
+
+/* k and v [num_tokens, num_kv_heads, head_dim], rows k_stride and v_stride floats apart. Token i goes to
+ * slots[i] = block * block_size + offset. Nothing is written when any slot is outside the cache. */
+int baton_write_kv(void *cache, int half, int64_t num_blocks, int64_t num_kv_heads, int64_t block_size,
+                   int64_t head_dim, const int64_t *slots, int64_t num_tokens, const float *k,
+                   int64_t k_stride, const float *v, int64_t v_stride, int num_threads)
+{
+    for (int64_t i = 0; i < num_tokens; i++)
+        if (slots[i] < 0 || slots[i] >= num_blocks * block_size) return BAD_SLOT;
+    write_job job = {{cache, half, num_blocks, num_kv_heads, block_size, head_dim},
+                     slots, k, v, k_stride, v_stride};
+    if (num_tokens * num_kv_heads * head_dim < 1 << 15) num_threads = 1;
+    for_each(write_token, &job, num_tokens, num_threads);
+    return OK;
+}
+
+/* --- attend: looking ahead ------------------------------------------------------------------------ */
+
+/* The memory of the next tile, fetched into the L2 cache a few lines at a time between the arithmetic on
+ * this one: decode is bound by how fast KV arrives, and blocks are too short for the machine to guess. */
+typedef struct {
+    const char *at, *end;                /* what is left of the current run of bytes */
+    struct { const char *begin, *end; } runs[2 * TILE];
+    int next, num, pace;                 /* pace: lines per step of arithmetic */
+} stream;
+
+#define LINE 64
+
+INLINE void look_ahead(stream *ahead)
+{
+    for (int i = 0; i < ahead->pace; i++) {
+        if (ahead->at >= ahead->end) {
+            if (ahead->next == ahead->num) return;
+            ahead->at = ahead->runs[ahead->next].begin;
+            ahead->end = ahead->runs[ahead->next++].end;
+        }
+        __builtin_prefetch(ahead->at, 0, 2);
+        ahead->at += LINE;
+    }
+}
+
+/* --- attend: the small matrix products ------------------------------------------------------------ */
+
+/* s[r][j] = q[r] . k[j] for `rows` rows and all TILE positions; kt is K transposed, [head_dim][TILE]. */
+INLINE void multiply_qk(const int rows, const float *q, int q_stride, const float *kt, int head_dim,
+                        float s[][TILE], stream *ahead)
+{
+    for (int j = 0; j < TILE; j += VECS * LANES) {
+        vec acc[ROWS][VECS] = {};
+        for (int d = 0; d < head_dim; d++) {
+            vec k[VECS];
+            look_ahead(ahead);
+            UNROLL for (int i = 0; i < VECS; i++) k[i] = load(kt + d * TILE + j + i * LANES);
+            UNROLL for (int r = 0; r < rows; r++) {
+                vec x = splat(q[r * q_stride + d]);
+                UNROLL for (int i = 0; i < VECS; i++) acc[r][i] += x * k[i];
+            }
+        }
+        UNROLL for (int r = 0; r < rows; r++)
+            UNROLL for (int i = 0; i < VECS; i++) store(s[r] + j + i * LANES, acc[r][i]);
+    }
+}
+
+/* acc[r][d] += p[r][j] * v[j][d] over j in [from, to), for `vecs` vectors of d; continues what is in acc. */
+INLINE void multiply_pv(const int rows, const int vecs, float p[][TILE], const float *const *v, int d,
+                        int from, int to, float *acc, int stride, stream *ahead)
+{
+    vec sum[ROWS][VECS];
+    UNROLL for (int r = 0; r < rows; r++)
+        UNROLL for (int i = 0; i < vecs; i++) sum[r][i] = load(acc + r * stride + d + i * LANES);
+    for (int j = from; j < to; j++) {
+        vec x[VECS];
+        look_ahead(ahead);
+        UNROLL for (int i = 0; i < vecs; i++) x[i] = load(v[j] + d + i * LANES);
+        UNROLL for (int r = 0; r < rows; r++) {
+            vec weight = splat(p[r][j]);
+            UNROLL for (int i = 0; i < vecs; i++) sum[r][i] += weight * x[i];
+        }
+    }
+    UNROLL for (int r = 0; r < rows; r++)
+        UNROLL for (int i = 0; i < vecs; i++) store(acc + r * stride + d + i * LANES, sum[r][i]);
+}
+
+/* One instance per number of rows, so that accumulators live in registers. */
+#define FOR_ROWS(rows, CALL) \
+    switch (rows) { \
+    case 1: CALL(1); break; \
+    case 2: CALL(2); break; \
+    case 3: CALL(3); break; \
+    case 4: CALL(4); break; \
+    case 5: CALL(5); break; \
+    case 6: CALL(6); break; \
+    default: CALL(ROWS); break; \
+    }
+
+static void scores(int rows, const float *q, int q_stride, const float *kt, int head_dim, float s[][TILE],
+                   stream *ahead)
+{
+#define CALL(n) multiply_qk(n, q, q_stride, kt, head_dim, s, ahead)
+    FOR_ROWS(rows, CALL)
+#undef CALL
+}
+
+static void weigh(int rows, float p[][TILE], const float *const *v, int from, int to, float *acc,
+                  int stride, stream *ahead)
+{
+    int d = 0;
+    for (; d + VECS * LANES <= stride; d += VECS * LANES) {
+#define CALL(n) multiply_pv(n, VECS, p, v, d, from, to, acc, stride, ahead)
+        FOR_ROWS(rows, CALL)
+#undef CALL
+    }
+    for (; d < stride; d += LANES) {
+#define CALL(n) multiply_pv(n, 1, p, v, d, from, to, acc, stride, ahead)
+        FOR_ROWS(rows, CALL)
+#undef CALL
+    }
+}
+
+/* --- attend: one tile of K and V ------------------------------------------------------------------ */
+
+typedef struct {
+    layer_cache from;
+    const float *q;
+    int64_t q_stride;
+    const int32_t *tables, *query_starts, *starts;
+    int64_t max_blocks, num_slices, num_heads;
+    float scale;
+    int64_t window;
+    float *out;
+    int64_t tokens_per_item;
+    const int64_t *first_items; /* [num_slices + 1]: items before each slice */
+} attend_job;
+
+/* What one work item needs: (tokens, heads of one KV head) rows against a tile of K and V. */
+typedef struct {
+    float kt[MAX_DIM * TILE] __attribute__((aligned(64)));  /* [head_dim][TILE] */
+    float v[TILE * MAX_DIM] __attribute__((aligned(64)));   /* [TILE][stride] where not read in place */
+    float q[MAX_FLOATS] __attribute__((aligned(64)));       /* [rows][stride], times scale / ln 2 */
+    float o[MAX_FLOATS] __attribute__((aligned(64)));       /* [rows][stride] */
+    float m[MAX_ROWS], l[MAX_ROWS];
+    const float *v_rows[TILE];
+    stream ahead;
+} scratch;
+
+static const float zeros[MAX_DIM] = {};
+
+INLINE vec load_row(const void *row, const int half, int d, int head_dim)
+{
+    if (d + LANES <= head_dim)
+        return half ? load_half((const _Float16 *)row + d) : load((const float *)row + d);
+    if (!half) return load_part((const float *)row + d, head_dim - d);
+    float x[LANES] = {};
+    for (int i = 0; d + i < head_dim; i++) x[i] = ((const _Float16 *)row)[d + i];
+    return load(x);
+}
+
+INLINE void transpose_keys(const void *const *rows, const int half, int head_dim, int num, float *kt)
+{
+    for (int d = 0; d < head_dim; d += LANES)
+        for (int j = 0; j < num; j += LANES) {
+            vec x[LANES];
+            UNROLL for (int i = 0; i < LANES; i++) x[i] = load_row(rows[j + i], half, d, head_dim);
+            transpose(x);
+            if (d + LANES <= head_dim) {
+                UNROLL for (int i = 0; i < LANES; i++) store(kt + (d + i) * TILE + j, x[i]);
+            } else {
+                float y[LANES][LANES];
+                UNROLL for (int i = 0; i < LANES; i++) store(y[i], x[i]);
+                for (int i = 0; d + i < head_dim; i++) store(kt + (d + i) * TILE + j, load(y[i]));
+            }
+        }
+}
+
+/* Sets out to fetch positions [begin, begin + num) in the course of `steps` steps. */
+static void prepare(stream *ahead, const attend_job *job, const int32_t *table, int64_t kv_head,
+                    int64_t begin, int num, int steps)
+{
+    const layer_cache *c = &job->from;
+    const int64_t row = c->head_dim * (c->half ? sizeof(_Float16) : sizeof(float));
+    ahead->next = ahead->num = 0;
+    ahead->at = ahead->end = NULL;
+    for (int64_t p = begin; p < begin + num;) {
+        int64_t offset = p % c->block_size, left = begin + num - p;
+        int64_t run = c->block_size - offset < left ? c->block_size - offset : left;
+        int64_t at = table[p / c->block_size] * 2 * c->num_kv_heads + kv_head;
+        for (int kind = 0; kind < 2; kind++, at += c->num_kv_heads) {
+            const char *from = (const char *)c->cache + (at * c->block_size + offset) * row;
+            ahead->runs[ahead->num].begin = from;
+            ahead->runs[ahead->num++].end = from + run * row;
+        }
+        p += run;
+    }
+    ahead->pace = (int)((2 * num * row / LINE + steps - 1) / steps);
+}
+
+/* Positions [begin, begin + num) of one slice and KV head: K transposed, V as rows of fp32. Lanes from
+ * num on read as zeros; the block table is read for positions of the tile below `begin + num` only. */
+static void read_tile(const attend_job *job, const int32_t *table, int64_t kv_head, int64_t begin,
+                      int num, scratch *w, int stride)
+{
+    const layer_cache *c = &job->from;
+    const int half = c->half, dim = (int)c->head_dim;
+    const int64_t size = half ? sizeof(_Float16) : sizeof(float);
+    const int64_t plane = c->block_size * dim;
+    const char *k_rows[TILE], *v_rows[TILE];
+    for (int j = 0; j < num;) {
+        int64_t offset = (begin + j) % c->block_size;
+        int64_t at = table[(begin + j) / c->block_size] * 2 * c->num_kv_heads + kv_head;
+        const char *k = (const char *)c->cache + (at * plane + offset * dim) * size;
+        for (; j < num && offset < c->block_size; j++, offset++, k += dim * size) {
+            k_rows[j] = k;
+            v_rows[j] = k + c->num_kv_heads * plane * size;
+        }
+    }
+    int padded = (num + LANES - 1) / LANES * LANES;
+    for (int j = num; j < padded; j++) k_rows[j] = (const char *)zeros;
+    if (half)
+        transpose_keys((const void *const *)k_rows, 1, dim, padded, w->kt);
+    else
+        transpose_keys((const void *const *)k_rows, 0, dim, padded, w->kt);
+    if (padded < TILE)
+        for (int d = 0; d < dim; d++)
+            memset(w->kt + d * TILE + padded, 0, (TILE - padded) * sizeof(float));
+
+    for (int j = 0; j < num; j++) {
+        if (!half && stride == dim) {
+            w->v_rows[j] = (const float *)v_rows[j];
+            continue;
+        }
+        float *to = w->v + j * stride;
+        w->v_rows[j] = to;
+        for (int d = 0; d < dim; d += LANES)
+            store(to + d, half ? load_row(v_rows[j], 1, d, dim) : load_row(v_rows[j], 0, d, dim));
+    }
+}
+
+/* --- attend: rows against a tile ------------------------------------------------------------------ */
+
+/* Positions [lo, hi) of the tile, which a row sees; empty when hi <= lo. */
+typedef struct {
+    int lo, hi;
+} range;
+
+static range seen(const attend_job *job, int64_t position, int64_t tile_begin)
+{
+    int64_t first = job->window && position >= job->window ? position - job->window + 1 : 0;
+    int64_t lo = first - tile_begin, hi = position + 1 - tile_begin;
+    return (range){lo < 0 ? 0 : (int)(lo > TILE ? TILE : lo), hi > TILE ? TILE : (int)hi};
+}
+
+/* Scores become weights 2^(s - m), those outside `at` become 0; m, l and o of the row move on. */
+INLINE void soften(float s[TILE], range at, float *m, float *l, float *o, int stride)
+{
+    vec x[TILE / LANES];
+    UNROLL for (int i = 0; i < TILE / LANES; i++) x[i] = load(s + i * LANES);
+    if (at.lo > 0 || at.hi < TILE) {
+        ivec lane;
+        for (int i = 0; i < LANES; i++) lane[i] = i;
+        UNROLL for (int i = 0; i < TILE / LANES; i++) {
+            ivec j = lane + i * LANES;
+            x[i] = select_where((j >= at.lo) & (j < at.hi), x[i], splat(-INFINITY));
+        }
+    }
+    vec top = x[0];
+    UNROLL for (int i = 1; i < TILE / LANES; i++) top = larger(top, x[i]);
+    float tile_max = max_lanes(top), old = *m, new = tile_max > old ? tile_max : old;
+    vec sum = {};
+    UNROLL for (int i = 0; i < TILE / LANES; i++) {
+        vec p = exp2_nonpositive(x[i] - splat(new));
+        store(s + i * LANES, p);
+        sum += p;
+    }
+    vec shrink = exp2_nonpositive(splat(old) - splat(new));
+    *m = new;
+    *l = *l * shrink[0] + sum_lanes(sum);
+    for (int d = 0; d < stride; d += LANES) store(o + d, load(o + d) * shrink);
+}
+
+/* Up to ROWS rows against the tile in `w`. A row that sees nothing of the tile is left as it is. Rows
+ * that do not see the same positions share the range that all see; the rest is added row by row, so that
+ * no row multiplies by what it may not see (0 times NaN is NaN) and every row ascends. */
+static void attend_rows(const attend_job *job, scratch *w, int first, int rows, int64_t position,
+                        int64_t group, int64_t tile_begin, int stride)
+{
+    float s[ROWS][TILE] __attribute__((aligned(64)));
+    range at[ROWS], common = {0, TILE};
+    float *o = w->o + first * stride;
+    scores(rows, w->q + first * stride, stride, w->kt, (int)job->from.head_dim, s, &w->ahead);
+    for (int r = 0; r < rows; r++) {
+        at[r] = seen(job, position + (first + r) / group, tile_begin);
+        if (at[r].lo > common.lo) common.lo = at[r].lo;
+        if (at[r].hi < common.hi) common.hi = at[r].hi;
+        if (at[r].lo < at[r].hi)
+            soften(s[r], at[r], w->m + first + r, w->l + first + r, o + r * stride, stride);
+    }
+    if (common.lo >= common.hi) {
+        for (int r = 0; r < rows; r++)
+            weigh(1, s + r, w->v_rows, at[r].lo, at[r].hi, o + r * stride, stride, &w->ahead);
+        return;
+    }
+    for (int r = 0; r < rows; r++)
+        if (at[r].lo < common.lo)
+            weigh(1, s + r, w->v_rows, at[r].lo, common.lo, o + r * stride, stride, &w->ahead);
+    weigh(rows, s, w->v_rows, common.lo, common.hi, o, stride, &w->ahead);
+    for (int r = 0; r < rows; r++)
+        if (common.hi < at[r].hi)
+            weigh(1, s + r, w->v_rows, common.hi, at[r].hi, o + r * stride, stride, &w->ahead);
+}
+
+/* --- attend: work items --------------------------------------------------------------------------- */
+
+/* Item -> (slice, KV head, run of tokens). Later runs see more, so they come first. */
+static void attend_item(void *data, int64_t item)
+{
+    const attend_job *job = data;
+    const int64_t kv_heads = job->from.num_kv_heads, group = job->num_heads / kv_heads;
+    const int dim = (int)job->from.head_dim, stride = (dim + LANES - 1) / LANES * LANES;
+    int64_t low = 0, high = job->num_slices;
+    while (high - low > 1) {
+        int64_t middle = (low + high) / 2;
+        if (job->first_items[middle] <= item) low = middle; else high = middle;
+    }
+    const int64_t slice = low, in_slice = job->first_items[slice + 1] - 1 - item;
+    const int64_t kv_head = in_slice % kv_heads;
+    const int64_t row = job->query_starts[slice] + in_slice / kv_heads * job->tokens_per_item;
+    int64_t num_tokens = job->query_starts[slice + 1] - row;
+    if (num_tokens > job->tokens_per_item) num_tokens = job->tokens_per_item;
+    const int rows = (int)(num_tokens * group);
+    const int64_t position = job->starts[slice] + row - job->query_starts[slice];
+
+    scratch w;
+    w.ahead.pace = 0;
+    const float scale = job->scale * 1.44269504f; /* 1 / ln 2: weights are powers of two */
+    for (int r = 0; r < rows; r++) {
+        int64_t token = row + r / group, head = kv_head * group + r % group;
+        const float *q = job->q + token * job->q_stride + head * dim;
+        for (int d = 0; d < dim; d++) w.q[r * stride + d] = q[d] * scale;
+        memset(w.o + r * stride, 0, stride * sizeof(float));
+        w.m[r] = -INFINITY;
+        w.l[r] = 0;
+    }
+    const int64_t end = position + num_tokens;
+    int64_t begin = job->window && position >= job->window ? position - job->window + 1 : 0;
+    const int parts = (rows + ROWS - 1) / ROWS;
+    for (begin = begin / TILE * TILE; begin < end; begin += TILE) {
+        int num = end - begin < TILE ? (int)(end - begin) : TILE;
+        int64_t left = end - begin - TILE;
+        read_tile(job, job->tables + slice * job->max_blocks, kv_head, begin, num, &w, stride);
+        if (left > 0)
+            prepare(&w.ahead, job, job->tables + slice * job->max_blocks, kv_head, begin + TILE,
+                    left < TILE ? (int)left : TILE,
+                    (dim + stride) * TILE / (VECS * LANES));
+        for (int part = 0; part < parts; part++) { /* parts of nearly equal size */
+            int first = rows * part / parts, next = rows * (part + 1) / parts;
+            attend_rows(job, &w, first, next - first, position, group, begin, stride);
+        }
+    }
+    for (int r = 0; r < rows; r++) {
+        int64_t token = row + r / group, head = kv_head * group + r % group;
+        float *out = job->out + (token * job->num_heads + head) * dim, share = 1.0f / w.l[r];
+        for (int d = 0; d < dim; d++) out[d] = w.o[r * stride + d] * share;
+    }
+}
+
+/* Checks what attend_item trusts: rows in order, and a real block wherever a row looks. */
+static int check(const attend_job *job, int64_t num_tokens)
+{
+    const int32_t *at = job->query_starts;
+    if (at[0] != 0 || at[job->num_slices] != num_tokens) return BAD_QUERY_STARTS;
+    for (int64_t i = 0; i < job->num_slices; i++) {
+        if (at[i + 1] < at[i]) return BAD_QUERY_STARTS;
+        if (job->starts[i] < 0) return BAD_START;
+        int64_t end = (int64_t)job->starts[i] + at[i + 1] - at[i], block_size = job->from.block_size;
+        int64_t first = job->window && job->starts[i] >= job->window ? job->starts[i] - job->window + 1 : 0;
+        int64_t num_blocks = (end + block_size - 1) / block_size;
+        if (at[i + 1] == at[i]) continue;
+        if (num_blocks > job->max_blocks) return BAD_START;
+        for (int64_t b = first / TILE * TILE / block_size; b < num_blocks; b++) {
+            int32_t block = job->tables[i * job->max_blocks + b];
+            if (block < 0 || block >= job->from.num_blocks) return BAD_BLOCK;
+        }
+    }
+    return OK;
+}
+
+/* q rows are q_stride floats apart, out is dense. Row r of slice s lies at position
+ * starts[s] + r - query_starts[s] and sees positions up to its own, the last `window` of them if not 0. */
+int baton_attend(const float *q, int64_t q_stride, const void *cache, int half, int64_t num_blocks,
+                 int64_t num_kv_heads, int64_t block_size, int64_t head_dim, const int32_t *tables,
+                 int64_t max_blocks, const int32_t *query_starts, const int32_t *starts,
+                 int64_t num_slices, int64_t num_tokens, int64_t num_heads, float scale, int64_t window,
+                 float *out, int num_threads)
+{
+    const int64_t group = num_heads / num_kv_heads;
+    const int64_t stride = (head_dim + LANES - 1) / LANES * LANES;
+    int64_t max_rows = MAX_FLOATS / stride < MAX_ROWS ? MAX_FLOATS / stride : MAX_ROWS;
+    attend_job job = {{(void *)cache, half, num_blocks, num_kv_heads, block_size, head_dim},
+                      q, q_stride, tables, query_starts, starts, max_blocks, num_slices, num_heads,
+                      scale, window, out, max_rows / group, NULL};
+    int wrong = check(&job, num_tokens);
+    if (wrong) return wrong;
+    int64_t *first_items = malloc((num_slices + 1) * sizeof *first_items), work = 0;
+    if (!first_items) return NO_MEMORY;
+    job.first_items = first_items;
+    first_items[0] = 0;
+    for (int64_t i = 0; i < num_slices; i++) {
+        int64_t num = query_starts[i + 1] - query_starts[i];
+        int64_t runs = (num + job.tokens_per_item - 1) / job.tokens_per_item;
+        first_items[i + 1] = first_items[i] + runs * num_kv_heads;
+        work += num * (starts[i] + num) * num_heads * head_dim;
+    }
+    if (work < 1 << 18) num_threads = 1; /* some 10 microseconds: less than waking a thread */
+    for_each(attend_item, &job, first_items[num_slices], num_threads);
+    free(first_items);
+    return OK;
+}

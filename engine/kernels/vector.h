@@ -1,0 +1,151 @@
+/* Vectors as wide as the machine's, in GCC's and clang's vector extensions, so that one source serves
+ * AVX-512, AVX2, SSE and NEON. Nothing here knows what is computed.
+ *
+ * Arithmetic is IEEE (no -ffast-math): NaN and infinity behave. `a * b + c` contracts to a fused
+ * multiply-add wherever the machine has one, in every instance of a kernel alike.
+ */
+#ifndef BATON_VECTOR_H
+#define BATON_VECTOR_H
+
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__AVX__)
+#include <immintrin.h> /* for the conversion of halves only */
+#endif
+
+#define INLINE static inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 16")
+
+/* ROWS x VECS accumulators fill the register file and leave room for VECS operands and a broadcast. */
+#if defined(__AVX512F__)
+#define LANES 16
+#define ROWS 7
+#define VECS 4
+#elif defined(__AVX__)
+#define LANES 8
+#define ROWS 6
+#define VECS 2
+#elif defined(__aarch64__)
+#define LANES 4
+#define ROWS 6
+#define VECS 4
+#else
+#define LANES 4
+#define ROWS 6
+#define VECS 2
+#endif
+
+typedef float vec __attribute__((vector_size(LANES * 4)));
+typedef int32_t ivec __attribute__((vector_size(LANES * 4)));
+typedef _Float16 hvec __attribute__((vector_size(LANES * 2)));
+
+INLINE vec splat(float x) { return x - (vec){}; } /* x - 0 is x, for -0 too */
+INLINE vec load(const float *p) { vec v; memcpy(&v, p, sizeof v); return v; }
+INLINE void store(float *p, vec v) { memcpy(p, &v, sizeof v); }
+
+/* Compilers turn __builtin_convertvector of halves into one conversion per lane on x86 (GCC 12), so the
+ * instructions are named there. Rounding is to nearest even, in every case. */
+#if defined(__AVX512F__)
+INLINE vec widen(hvec h) { return (vec)_mm512_cvtph_ps((__m256i)h); }
+INLINE hvec narrow(vec v) { return (hvec)_mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT); }
+#elif defined(__AVX__) && defined(__F16C__)
+INLINE vec widen(hvec h) { return (vec)_mm256_cvtph_ps((__m128i)h); }
+INLINE hvec narrow(vec v) { return (hvec)_mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT); }
+#else
+INLINE vec widen(hvec h) { return __builtin_convertvector(h, vec); }
+INLINE hvec narrow(vec v) { return __builtin_convertvector(v, hvec); }
+#endif
+
+INLINE vec load_half(const _Float16 *p) { hvec h; memcpy(&h, p, sizeof h); return widen(h); }
+INLINE void store_half(_Float16 *p, vec v) { hvec h = narrow(v); memcpy(p, &h, sizeof h); }
+
+/* The first n < LANES elements, zeros behind them; nothing past p + n is touched. */
+INLINE vec load_part(const float *p, int n) { vec v = {}; memcpy(&v, p, n * sizeof *p); return v; }
+INLINE void store_part(float *p, vec v, int n) { memcpy(p, &v, n * sizeof *p); }
+
+INLINE vec select_where(ivec mask, vec yes, vec no)
+{
+    return (vec)((mask & (ivec)yes) | (~mask & (ivec)no));
+}
+
+INLINE vec larger(vec a, vec b) { return select_where(a > b, a, b); }
+
+#if LANES == 16
+#define LOW(a, b) __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23)
+#define HIGH(a, b) \
+    __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)
+#elif LANES == 8
+#define LOW(a, b) __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11)
+#define HIGH(a, b) __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15)
+#else
+#define LOW(a, b) __builtin_shufflevector(a, b, 0, 4, 1, 5)
+#define HIGH(a, b) __builtin_shufflevector(a, b, 2, 6, 3, 7)
+#endif
+
+/* LANES x LANES in place: log2(LANES) perfect shuffles of the rows. */
+INLINE void transpose(vec rows[LANES])
+{
+    UNROLL for (int stage = 1; stage < LANES; stage *= 2) {
+        vec next[LANES];
+        UNROLL for (int i = 0; i < LANES / 2; i++) {
+            next[2 * i] = LOW(rows[i], rows[i + LANES / 2]);
+            next[2 * i + 1] = HIGH(rows[i], rows[i + LANES / 2]);
+        }
+        UNROLL for (int i = 0; i < LANES; i++) rows[i] = next[i];
+    }
+}
+
+/* Folds halves: the order of the sum is fixed by LANES alone. */
+INLINE float sum_lanes(vec v)
+{
+    float x[LANES];
+    store(x, v);
+    UNROLL for (int width = LANES / 2; width > 0; width /= 2)
+        UNROLL for (int i = 0; i < width; i++) x[i] += x[i + width];
+    return x[0];
+}
+
+INLINE float max_lanes(vec v)
+{
+    float x[LANES];
+    store(x, v);
+    UNROLL for (int width = LANES / 2; width > 0; width /= 2)
+        UNROLL for (int i = 0; i < width; i++) x[i] = x[i] > x[i + width] ? x[i] : x[i + width];
+    return x[0];
+}
+
+/* 2^r for |r| <= 1/2, relative error of the polynomial 3e-9: Chebyshev interpolation of degree 6. */
+INLINE vec exp2_fraction(vec r)
+{
+    vec y = splat(1.546144468e-4f);
+    y = y * r + splat(1.340042818e-3f);
+    y = y * r + splat(9.618056679e-3f);
+    y = y * r + splat(5.550327227e-2f);
+    y = y * r + splat(2.402265092e-1f);
+    y = y * r + splat(6.931472067e-1f);
+    return y * r + splat(1.0f);
+}
+
+#define ROUNDER 12582912.0f /* 1.5 * 2^23: adding it rounds to an integer, in the low bits */
+
+/* 2^x for x <= 0 or NaN, relative error about 1e-7; 0 below 2^-126 (no subnormals). */
+INLINE vec exp2_nonpositive(vec x)
+{
+    vec shifted = x + splat(ROUNDER), n = shifted - splat(ROUNDER);
+    vec power = (vec)(((ivec)shifted << 23) + (127 << 23)); /* 2^n: ROUNDER's own bits shift out */
+    return select_where(x < splat(-126.0f), (vec){}, exp2_fraction(x - n) * power);
+}
+
+/* 2^x for any x, as above; infinity from 2^128 on. */
+INLINE vec exp2_any(vec x)
+{
+    vec clamped = select_where(x > splat(128.0f), splat(128.0f), x);
+    vec shifted = clamped + splat(ROUNDER), n = shifted - splat(ROUNDER);
+    ivec exponent = (ivec)shifted - (ivec)splat(ROUNDER);
+    ivec half = exponent >> 1; /* two factors, since 2^128 is no float */
+    vec power = (vec)((half + 127) << 23), rest = (vec)((exponent - half + 127) << 23);
+    return select_where(x < splat(-126.0f), (vec){}, exp2_fraction(clamped - n) * power * rest);
+}
+
+#endif

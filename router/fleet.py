@@ -1,0 +1,135 @@
+"""The workers as this router sees them: who is there, a stream to each decode worker, their pools.
+
+Follows the cluster state. A worker can be chosen while it is registered, not draining, and its stream
+is open; the stream's end is the normal way its death is seen, long before its lease runs out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import grpc
+
+from baton.errors import NotFound, Unavailable
+from baton.rpc.channel import channel
+from baton.state.base import ClusterState, Joined, Left, Member, Updated
+from baton.types import Role
+from baton.v1 import decode_pb2
+from router.decode_stream import DecodeStream, Leg
+from router.pools import Pool, Pools
+
+
+class _Worker:
+    """A decode worker's connection."""
+
+    def __init__(self, member: Member, router_id: str, slow_client_s: float) -> None:
+        self.incarnation = member.info.incarnation
+        self.channel: grpc.aio.Channel = channel(member.info.address)
+        self.stream = DecodeStream(
+            member.info.worker_id, self.channel, router_id, slow_client_s=slow_client_s
+        )
+        self.task = asyncio.create_task(self.stream.run(), name=f"stream {member.info.worker_id}")
+
+    async def close(self) -> None:
+        self.task.cancel()
+        await asyncio.wait([self.task])
+        await self.channel.close()
+
+
+class Fleet:
+    """`run` follows the cluster state until cancelled. `on_resize` hears how many decode pools serve."""
+
+    def __init__(
+        self,
+        state: ClusterState,
+        pools: Pools,
+        router_id: str,
+        on_resize: Callable[[int], None],
+        *,
+        slow_client_s: float,
+    ) -> None:
+        self.pools = pools
+        self._state = state
+        self._router_id = router_id
+        self._on_resize = on_resize
+        self._slow_client_s = slow_client_s
+        self._workers: dict[str, _Worker] = {}
+        self._changed = asyncio.Condition()
+
+    def connected(self, role: Role, model: str) -> list[Pool]:
+        """The pools that can take a request now."""
+        return [
+            pool
+            for pool in self.pools.serving(role, model)
+            if (worker := self._workers.get(pool.id.worker_id)) is not None
+            and worker.stream.connected.is_set()
+        ]
+
+    def is_serving(self) -> bool:
+        return any(
+            worker.stream.connected.is_set() for worker in self._workers.values()
+        ) and any(not pool.draining for pool in self.pools)
+
+    async def wait_for_change(self, timeout_s: float) -> bool:
+        """Waits until a worker came, went or (dis)connected; False where nothing did in time."""
+        try:
+            async with asyncio.timeout(max(0.0, timeout_s)), self._changed:
+                await self._changed.wait()
+            return True
+        except TimeoutError:
+            return False
+
+    def start(self, pool: Pool, message: decode_pb2.Start) -> Leg:
+        """Starts an attempt on `pool`. Raises Unavailable where its worker is not connected."""
+        worker = self._workers.get(pool.id.worker_id)
+        if worker is None or worker.incarnation != pool.worker.incarnation:
+            raise Unavailable(f"worker {pool.id.worker_id} is gone")
+        return worker.stream.start(message)
+
+    def worker_channel(self, worker_id: str) -> grpc.aio.Channel:
+        """For calls to the worker's other services. Raises NotFound."""
+        worker = self._workers.get(worker_id)
+        if worker is None:
+            raise NotFound(f"no worker is called {worker_id!r}", field="worker_id")
+        return worker.channel
+
+    async def run(self) -> None:
+        try:
+            async for change in self._state.watch():
+                match change:
+                    case Joined(member):
+                        self._join(member)
+                    case Updated(member):
+                        self._update(member)
+                    case Left(member):
+                        await self._leave(member)
+                await self._announce()
+        finally:
+            for worker in list(self._workers.values()):
+                await worker.close()
+
+    def _join(self, member: Member) -> None:
+        self._update(member)
+        if member.info.role is Role.DECODE:
+            worker = _Worker(member, self._router_id, self._slow_client_s)
+            worker.stream.on_change = self._announce
+            self._workers[member.info.worker_id] = worker
+
+    def _update(self, member: Member) -> None:
+        self.pools.put(member.info, draining=member.draining)
+        for load in member.loads:
+            self.pools.report(load)
+
+    async def _leave(self, member: Member) -> None:
+        self.pools.remove(member.info.worker_id)
+        if worker := self._workers.pop(member.info.worker_id, None):
+            await worker.close()
+
+    async def _announce(self) -> None:
+        num_serving = sum(
+            pool.worker.role is Role.DECODE and not pool.draining for pool in self.pools
+        )
+        self._on_resize(num_serving)
+        async with self._changed:
+            self._changed.notify_all()

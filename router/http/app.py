@@ -1,0 +1,140 @@
+"""The OpenAI-compatible HTTP face, over a `Frontend`.
+
+    POST /v1/chat/completions   POST /v1/completions   GET /v1/models   GET /v1/models/{name}
+    GET /health                 GET /metrics
+
+It knows neither workers nor tokens. A bearer token is accepted and not looked at.
+"""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Any
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from baton.errors import BatonError, Internal, InvalidArgument, NotFound, Unavailable, UnknownModel
+from router.frontend import Frontend, ModelCard
+from router.http.answer import Answer, EventStream, answer_whole
+from router.http.body import MAX_BODY_BYTES, BodyTooLarge, read_json_object
+from router.http.call import Call, read_caller
+from router.http.chat import ChatAnswer, read_chat
+from router.http.completions import CompletionAnswer, read_completion
+from router.http.disconnect import ClientGone
+from router.http.errors import error_response
+from router.http.logprobs import TokenNames
+from router.http.request_id import RequestIdMiddleware
+
+
+def create_app(frontend: Frontend, registry: CollectorRegistry) -> Starlette:
+    """`registry`: what /metrics shows."""
+    face = _Face(frontend, registry)
+    return Starlette(
+        routes=[
+            Route("/v1/chat/completions", face.chat, methods=["POST"]),
+            Route("/v1/completions", face.completions, methods=["POST"]),
+            Route("/v1/models", face.models),
+            Route("/v1/models/{name:path}", face.model),
+            Route("/health", face.health),
+            Route("/metrics", face.metrics),
+        ],
+        middleware=[Middleware(RequestIdMiddleware)],
+        exception_handlers={
+            BatonError: _baton_error,
+            BodyTooLarge: _body_too_large,
+            ClientGone: _client_gone,
+            HTTPException: _http_exception,
+            Exception: _defect,
+        },
+    )
+
+
+class _Face:
+    def __init__(self, frontend: Frontend, registry: CollectorRegistry) -> None:
+        self._frontend = frontend
+        self._registry = registry
+
+    async def chat(self, request: Request) -> Response:
+        call = read_chat(await read_json_object(request), read_caller(request))
+        return await self._answer(request, call, ChatAnswer(call, self._names(call)))
+
+    async def completions(self, request: Request) -> Response:
+        call = read_completion(await read_json_object(request), read_caller(request))
+        return await self._answer(request, call, CompletionAnswer(call, self._names(call)))
+
+    async def models(self, request: Request) -> Response:
+        cards = [_show_card(card) for card in self._frontend.models()]
+        return JSONResponse({"object": "list", "data": cards})
+
+    async def model(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        for card in self._frontend.models():
+            if card.name == name:
+                return JSONResponse(_show_card(card))
+        raise UnknownModel(f"there is no model {name!r}", field="model")
+
+    async def health(self, request: Request) -> Response:
+        if self._frontend.is_serving():
+            return JSONResponse({"status": "serving"})
+        return error_response(Unavailable("no worker can take a request now"))
+
+    async def metrics(self, request: Request) -> Response:
+        return Response(
+            generate_latest(self._registry), headers={"Content-Type": CONTENT_TYPE_LATEST}
+        )
+
+    async def _answer(self, request: Request, call: Call, answer: Answer) -> Response:
+        if call.stream:
+            return EventStream(self._frontend, call, answer)
+        return await answer_whole(self._frontend, call, answer, request.receive)
+
+    def _names(self, call: Call) -> TokenNames:
+        model = call.inputs[0].model
+        return lambda token_id: self._frontend.token_bytes(model, token_id)
+
+
+def _show_card(card: ModelCard) -> dict[str, Any]:
+    return {
+        "id": card.name,
+        "object": "model",
+        "created": card.created_unix_s,
+        "owned_by": "baton",
+        "max_model_len": card.max_model_len,
+    }
+
+
+async def _baton_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, BatonError)
+    return error_response(error)
+
+
+async def _body_too_large(request: Request, error: Exception) -> Response:
+    message = f"the body is larger than {MAX_BODY_BYTES} bytes"
+    return error_response(InvalidArgument(message, field="body"), status=413)
+
+
+async def _client_gone(request: Request, error: Exception) -> Response:
+    return Response(status_code=499)  # only logs see it
+
+
+async def _http_exception(request: Request, error: Exception) -> Response:
+    """An unknown path, or a method that it does not have."""
+    assert isinstance(error, HTTPException)
+    reason = HTTPStatus(error.status_code).phrase
+    message = f"{reason}: {request.method} {request.url.path}"
+    kind = NotFound if error.status_code == HTTPStatus.NOT_FOUND else InvalidArgument
+    response = error_response(kind(message), status=error.status_code)
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def _defect(request: Request, error: Exception) -> Response:
+    """Starlette raises the exception again after this answer, so that it is logged."""
+    return error_response(Internal(f"the router failed: {type(error).__name__}"))

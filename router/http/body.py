@@ -1,0 +1,64 @@
+"""Reads a request's body: bounded in size, UTF-8, one JSON object, no key twice.
+
+NaN and Infinity pass here, so that the check of the field that holds one can name it.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from starlette.requests import Request
+
+from baton.errors import InvalidArgument
+
+MAX_BODY_BYTES = 16 * 2**20
+# A body that is too large is read to its end, up to here, and dropped: a client that is still
+# sending would see a reset connection in place of the answer.
+MAX_DRAINED_BYTES = 256 * 2**20
+
+
+class BodyTooLarge(Exception):
+    """Answered with 413, which no error of Baton's own maps to."""
+
+
+async def read_json_object(request: Request) -> dict[str, Any]:
+    data = await _read(request)
+    try:
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique)
+    except UnicodeDecodeError as error:
+        raise InvalidArgument(
+            f"the body is not valid UTF-8 at byte {error.start}", field="body"
+        ) from error
+    except RecursionError as error:
+        raise InvalidArgument("the body is nested too deeply", field="body") from error
+    except ValueError as error:
+        raise InvalidArgument(f"the body is not valid JSON: {error}", field="body") from error
+    if not isinstance(value, dict):
+        raise InvalidArgument("the body must be a JSON object", field="body")
+    return value
+
+
+async def _read(request: Request) -> bytes:
+    chunks: list[bytes] = []
+    num_bytes = 0
+    async for chunk in request.stream():
+        num_bytes += len(chunk)
+        if num_bytes <= MAX_BODY_BYTES:
+            chunks.append(chunk)
+        elif num_bytes > MAX_DRAINED_BYTES:
+            break
+        else:
+            chunks.clear()
+    if num_bytes > MAX_BODY_BYTES:
+        raise BodyTooLarge
+    return b"".join(chunks)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise InvalidArgument("is there twice", field=name)
+        found[name] = value
+    return found

@@ -1,0 +1,60 @@
+"""Runs an ASGI app inside the event loop that is already running, next to the gRPC server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Iterator
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from baton.errors import ConfigError
+
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Signals are the process's own: uvicorn would replace its handlers."""
+        yield
+
+
+class HttpServer:
+    """Started by `start`; serves until `stop`."""
+
+    def __init__(self, server: uvicorn.Server, listener: socket.socket) -> None:
+        self._server = server
+        self._listener = listener
+        self._serving = asyncio.create_task(server.serve(sockets=[listener]), name="http")
+        self.port: int = listener.getsockname()[1]
+
+    @classmethod
+    async def start(cls, app: ASGIApp, host: str, port: int, *, grace_s: int = 5) -> HttpServer:
+        """Port 0 takes a free one. `grace_s`: how long `stop` lets requests end by themselves."""
+        try:
+            listener = socket.create_server((host, port), backlog=2048)
+        except OSError as error:
+            raise ConfigError(
+                f"cannot listen on {host}:{port}: {error.strerror}", field="http_port"
+            ) from error
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            ws="none",
+            timeout_graceful_shutdown=grace_s,
+        )
+        started = cls(_Server(config), listener)
+        while not started._server.started:
+            if started._serving.done():
+                await started._serving  # raises what kept it from starting
+                break
+            await asyncio.sleep(0.001)
+        return started
+
+    async def stop(self) -> None:
+        self._server.should_exit = True
+        await self._serving
+        self._listener.close()

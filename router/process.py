@@ -1,0 +1,100 @@
+"""A router's process: the front door's faces, the dispatcher behind them, the cluster state beside."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+import uuid
+
+from baton.rpc.server import Server, ServerOptions
+from baton.state.embedded import EmbeddedState
+from baton.state.service import RegistryServicer
+from baton.v1 import admin_pb2_grpc, inference_pb2_grpc, worker_pb2_grpc
+from router.admission import Admission
+from router.config import RouterConfig
+from router.dispatch import Dispatcher
+from router.fleet import Fleet
+from router.gate import Gate
+from router.http.app import create_app
+from router.http.server import HttpServer
+from router.metrics import Metrics
+from router.models import Models
+from router.pools import Pools
+from router.request_log import RequestLog
+from router.service import AdminService, InferenceService
+
+log = logging.getLogger(__name__)
+
+
+class Router:
+    """Made on the event loop it runs on."""
+
+    def __init__(self, config: RouterConfig) -> None:
+        self.config = config
+        self.router_id = config.router_id or f"router-{socket.gethostname()}-{uuid.uuid4().hex[:6]}"
+        pools = Pools()
+        self._models = Models.load(config.model_folders(), pools)
+        self._state = EmbeddedState(config.times)
+        self._gate = Gate(Admission(config.max_in_flight_per_pool, config.max_waiting))
+        self._fleet = Fleet(
+            self._state,
+            pools,
+            self.router_id,
+            self._resize,
+            slow_client_s=config.times.slow_client_s,
+        )
+        self._metrics = Metrics(self._gate, pools)
+        self._requests = RequestLog(config.num_logged_requests, self._metrics.ended)
+        self._dispatcher = Dispatcher(
+            config, self._models, self._fleet, self._gate, self._requests
+        )
+        self.server = Server(ServerOptions(host=config.host, port=config.grpc_port))
+        self._stop = asyncio.Event()
+
+    async def run(self) -> None:
+        """Serves until SIGTERM or SIGINT, then drains: what runs has `drain_grace_s` to end."""
+        self._add_services()
+        await self.server.start()
+        http = await HttpServer.start(
+            create_app(self._dispatcher, self._metrics.registry),
+            self.config.host,
+            self.config.http_port,
+        )
+        stopping = asyncio.create_task(self._stop.wait(), name="signal")
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        fleet = asyncio.create_task(self._fleet.run(), name="fleet")
+        await self.server.set_serving(True)
+        log.info("gRPC on %s, HTTP on port %d", self.server.address, http.port)
+        try:
+            await asyncio.wait({fleet, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if fleet.done():
+                fleet.result()  # raises what ended it
+        finally:
+            stopping.cancel()
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self.server.drain(self.config.drain_grace_s))
+                group.create_task(http.stop())
+            fleet.cancel()
+            await asyncio.wait([fleet])
+
+    def _add_services(self) -> None:
+        server = self.server
+        server.add(
+            inference_pb2_grpc.add_InferenceServicer_to_server,
+            InferenceService(self._dispatcher, self._models),
+        )
+        server.add_background(
+            admin_pb2_grpc.add_AdminServicer_to_server,
+            AdminService(self._state, self._fleet, self._gate, self._requests),
+        )
+        server.add_background(
+            worker_pb2_grpc.add_RegistryServicer_to_server,
+            RegistryServicer(self._state, self.router_id),
+        )
+
+    def _resize(self, num_pools: int) -> None:
+        self._gate.resize(max(1, num_pools) * self.config.max_in_flight_per_pool)

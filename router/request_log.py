@@ -1,0 +1,44 @@
+"""The requests in flight and the last that ended, for operators. Bounded; nothing depends on it."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from baton.errors import BatonError
+from router.request_life import RequestLife
+
+
+class RequestLog:
+    """`on_end` is told of every request once it has ended."""
+
+    def __init__(self, num_kept: int, on_end: Callable[[RequestLife], None]) -> None:
+        self._on_end = on_end
+        self._running: dict[int, RequestLife] = {}
+        self._ended: deque[RequestLife] = deque(maxlen=num_kept)
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
+
+    @contextmanager
+    def recording(self, life: RequestLife) -> Iterator[None]:
+        self._running[id(life)] = life
+        state = "cancelled"
+        try:
+            yield
+            reasons = {s.finish_reason.name.lower() for s in life.samples if s.finish_reason}
+            state = "+".join(sorted(reasons))
+        except BatonError as error:
+            state = error.code
+            raise
+        finally:
+            life.state = state
+            del self._running[id(life)]
+            self._ended.append(life)
+            self._on_end(life)
+
+    def newest(self, limit: int) -> list[RequestLife]:
+        """Those in flight, then those that ended; newest first."""
+        return [*reversed(self._running.values()), *reversed(self._ended)][:limit]

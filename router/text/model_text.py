@@ -1,0 +1,171 @@
+"""The text side of one model: encode, chat template, decode, and what its files say of sampling.
+
+Read from a Hugging Face checkpoint folder. Knows no request and no network. All methods are
+synchronous and may be called from any thread; `encode` releases the interpreter lock, so the caller
+runs it for long prompts in a thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from baton.errors import ConfigError, InvalidArgument
+from router.request import Message
+from router.text.checkpoint import CheckpointConfig, read_checkpoint_config, read_json
+from router.text.detokenizer import Detokenizer
+from router.text.template import ChatTemplate
+from router.text.token_bytes import TokenBytes, read_decoder
+from router.validation import ModelLimits
+
+# Files of which one without tokenizer.json says that a tokenizer is there, but in another format.
+_OTHER_TOKENIZERS = ("tokenizer.model", "tokenizer_config.json", "vocab.json", "tekken.json")
+
+
+class ModelText:
+    """A folder without a tokenizer gives one that knows only token ids: `has_tokenizer` is False,
+    and every use of text is an `InvalidArgument`."""
+
+    def __init__(
+        self,
+        config: CheckpointConfig,
+        tokenizer: Tokenizer | None = None,
+        token_bytes: TokenBytes | None = None,
+        template: ChatTemplate | None = None,
+    ) -> None:
+        self.config = config
+        self._tokenizer = tokenizer
+        self._token_bytes = token_bytes
+        self._template = template
+
+    @classmethod
+    def load(cls, folder: Path | str) -> ModelText:
+        """Raises `ConfigError` naming the file that is missing or wrong."""
+        folder = Path(folder)
+        config = read_checkpoint_config(folder)
+        if not (folder / "tokenizer.json").exists():
+            _refuse_other_tokenizers(folder)
+            return cls(config)
+        spec = read_json(folder / "tokenizer.json")
+        tokenizer = _read_tokenizer(folder / "tokenizer.json")
+        token_bytes = TokenBytes(tokenizer, read_decoder(spec.get("decoder")))
+        tokenizer_config: dict[str, Any] = {}
+        if (folder / "tokenizer_config.json").exists():
+            tokenizer_config = read_json(folder / "tokenizer_config.json")
+        return cls(config, tokenizer, token_bytes, _read_template(folder, tokenizer_config))
+
+    @property
+    def has_tokenizer(self) -> bool:
+        return self._tokenizer is not None
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        return self.config.eos_token_ids
+
+    def limits(self, max_model_len: int) -> ModelLimits:
+        """What requests are checked against; `max_model_len` is what the workers serve."""
+        return ModelLimits(
+            vocab_size=self.config.vocab_size,
+            max_model_len=max_model_len,
+            has_text=self.has_tokenizer,
+            defaults=self.config.defaults,
+        )
+
+    def encode(
+        self, text: str, add_special_tokens: bool = True, *, field: str = "text"
+    ) -> list[int]:
+        """`field` names the input in errors."""
+        if self._tokenizer is None:
+            raise InvalidArgument("this model has no tokenizer; send token ids", field=field)
+        try:
+            # the batch of one skips offsets, which makes it about twice as fast on long texts
+            encodings = self._tokenizer.encode_batch_fast(
+                [text], add_special_tokens=add_special_tokens
+            )
+        except TypeError as error:  # a lone surrogate cannot be UTF-8
+            raise InvalidArgument("is not valid Unicode text", field=field) from error
+        return list(encodings[0].ids)
+
+    def render(self, messages: Sequence[Message]) -> str:
+        if self._template is None:
+            raise InvalidArgument(
+                "this model has no chat template; send text or token ids", field="chat.messages"
+            )
+        return self._template.render(messages)
+
+    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+        """The rendered conversation as tokens. The template itself writes the bos token, so none is
+        added."""
+        return self.encode(self.render(messages), add_special_tokens=False, field="chat.messages")
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Ids outside of the tokenizer's vocabulary are empty."""
+        if self._tokenizer is None:
+            raise InvalidArgument("this model has no tokenizer", field="token_ids")
+        return str(self._tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens))
+
+    def detokenizer(
+        self, prompt_token_ids: Sequence[int], output_token_ids: Sequence[int] = ()
+    ) -> Detokenizer:
+        """Without a tokenizer its text stays empty."""
+        return Detokenizer(self._token_bytes, prompt_token_ids, output_token_ids)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What log-probabilities show of a token; nothing without a tokenizer."""
+        return b"" if self._token_bytes is None else self._token_bytes.named(token_id)
+
+
+def _refuse_other_tokenizers(folder: Path) -> None:
+    for name in _OTHER_TOKENIZERS:
+        if (folder / name).exists():
+            raise ConfigError(
+                f"{folder} has {name} but no tokenizer.json; save it with a fast tokenizer",
+                field="tokenizer.json",
+            )
+
+
+def _read_tokenizer(path: Path) -> Tokenizer:
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises plain Exception, whatever is wrong
+        raise ConfigError(f"{path} is not a tokenizer: {error}", field=path.name) from error
+    tokenizer.no_truncation()  # some files carry their training's truncation and padding
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _read_template(folder: Path, tokenizer_config: dict[str, Any]) -> ChatTemplate | None:
+    """chat_template.jinja goes before tokenizer_config.json; of several named templates,
+    `default`."""
+    special_tokens = _special_tokens(tokenizer_config)
+    file = "chat_template.jinja"
+    if (folder / file).exists():
+        source = (folder / file).read_text(encoding="utf-8")
+        return ChatTemplate(source, special_tokens, file=file)
+    file = "tokenizer_config.json.chat_template"
+    match tokenizer_config.get("chat_template"):
+        case None:
+            return None
+        case str(source):
+            return ChatTemplate(source, special_tokens, file=file)
+        case list(named):
+            for entry in named:
+                match entry:
+                    case {"name": "default", "template": str(source)}:
+                        return ChatTemplate(source, special_tokens, file=file)
+    raise ConfigError("must be a template, or a list with one named default", field=file)
+
+
+def _special_tokens(tokenizer_config: dict[str, Any]) -> dict[str, str]:
+    """`bos_token` and its like, each a text or an object that has it as `content`."""
+    found: dict[str, str] = {}
+    for name, value in tokenizer_config.items():
+        if not name.endswith("_token"):
+            continue
+        match value:
+            case str(text) | {"content": str(text)}:
+                found[name] = text
+    return found

@@ -1,0 +1,25 @@
+"""What every worker is told at start-up, whatever its role."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from baton.config import Times
+from engine.config import EngineConfig
+
+
+@dataclass(frozen=True, slots=True)
+class HostConfig:
+    """`routers`: addresses of every router's gRPC port. `worker_id` and `model_name` may be empty: then
+    they are made from the process and from the checkpoint's folder. `cores`: the CPU cores this worker
+    may use; empty means all."""
+
+    worker_id: str = ""
+    model_name: str = ""
+    host: str = "127.0.0.1"
+    port: int = 0
+    routers: tuple[str, ...] = ("127.0.0.1:50051",)
+    cores: tuple[int, ...] = ()
+    drain_grace_s: float = 30.0
+    engine: EngineConfig = field(default_factory=lambda: EngineConfig(model=""))
+    times: Times = field(default_factory=Times)

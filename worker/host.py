@@ -1,0 +1,236 @@
+"""A worker process, whatever its role: engine, step loop, gRPC server, registration, drain.
+
+    role (pure) <--events/plans--> StepLoop (engine's thread) <--post/deliver--> services (event loop)
+                                                       Registration (its own thread) --> routers
+
+The Host performs; the role decides. It ends when it was drained, or with the error that broke the engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Generic, Protocol, TypeVar
+
+from baton.errors import Draining
+from baton.rpc.server import Server, ServerOptions
+from baton.state.base import Report
+from baton.state.registration import Registration
+from baton.types import Fingerprint, PoolId, PoolLoad, WorkerInfo
+from baton.types import Role as RoleName
+from baton.v1 import worker_pb2_grpc
+from engine.block_manager import BlockManager
+from engine.model_runner import ModelRunner
+from engine.step_time import StepTimeModel
+from worker import watchdog
+from worker.config import HostConfig
+from worker.kv_events import KvEventLog
+from worker.service import WorkerService
+from worker.step_loop import Role, StepLoop
+
+log = logging.getLogger(__name__)
+
+Event = TypeVar("Event")
+Outboxes = TypeVar("Outboxes")
+EventIn = TypeVar("EventIn", contravariant=True)
+OutboxesOut = TypeVar("OutboxesOut", covariant=True)
+Answer = TypeVar("Answer")
+
+_DRAIN_POLL_S = 0.05
+
+
+class HostedRole(Role[EventIn, OutboxesOut], Protocol[EventIn, OutboxesOut]):
+    """A role and its accounts; all read on the engine's thread."""
+
+    @property
+    def name(self) -> RoleName: ...
+    @property
+    def blocks(self) -> BlockManager: ...
+    @property
+    def step_time(self) -> StepTimeModel: ...
+    @property
+    def num_requests(self) -> int: ...
+    @property
+    def num_running(self) -> int: ...
+    @property
+    def num_waiting(self) -> int: ...
+    @property
+    def num_waiting_tokens(self) -> int: ...
+    def start_draining(self) -> None: ...
+    def check_integrity(self) -> None: ...
+
+
+class Host(Generic[Event, Outboxes]):
+    """Made on the event loop it runs on. `server` takes the role's services before `run`."""
+
+    def __init__(
+        self,
+        config: HostConfig,
+        runner: ModelRunner,
+        role: HostedRole[Event, Outboxes],
+        deliver: Callable[[Outboxes], None],
+    ) -> None:
+        self.config = config
+        self.server = Server(ServerOptions(host=config.host, port=config.port))
+        self._runner = runner
+        self._role = role
+        self._deliver = deliver
+        self._loop = asyncio.get_running_loop()
+        self._steps = StepLoop(role, runner, self._after_step, self._failed)
+        self._events = KvEventLog(role.blocks, self._loop)
+        self._worker_id = config.worker_id or f"{role.name.name.lower()}-{os.getpid()}"
+        self._incarnation = time.time_ns() // 1_000_000
+        self._load = self.load()
+        self._draining = False
+        self._ended: asyncio.Future[None] = self._loop.create_future()
+
+    def post(self, event: Event) -> None:
+        """Hands an event to the role. Any thread."""
+        self._steps.post(event)
+
+    async def run(self, *, handle_signals: bool = True) -> None:
+        """Serves until drained. Raises what broke the engine, if something did."""
+        service = WorkerService(self, self.config.drain_grace_s)
+        self.server.add_background(worker_pb2_grpc.add_WorkerServicer_to_server, service)
+        await self.server.start()
+        if handle_signals:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._loop.add_signal_handler(number, self.drain, self.config.drain_grace_s)
+        self._steps.start()
+        await self.server.set_serving(True)
+        registration = Registration(self.config.routers, self._report, self.config.times)
+        registration.start()
+        log.info("%s serves on %s", self._worker_id, self.server.address)
+        dog = asyncio.create_task(
+            watchdog.watch(self._steps, self.config.times, self.server.set_serving)
+        )
+        try:
+            await self._ended
+        finally:
+            dog.cancel()
+            self._draining = True
+            await asyncio.to_thread(registration.stop)
+            await self.server.drain(0.0)
+            await asyncio.to_thread(self._steps.stop)
+
+    # What the cluster is told
+
+    @property
+    def info(self) -> WorkerInfo:
+        runner, layout = self._runner, self._runner.layout
+        return WorkerInfo(
+            worker_id=self._worker_id,
+            incarnation=self._incarnation,
+            role=self._role.name,
+            address=self.server.address,
+            model=self.config.model_name or Path(self.config.engine.model).name,
+            fingerprint=Fingerprint(
+                identity=runner.identity,
+                block_size=layout.block_size,
+                tensor_parallel_size=1,
+                kv_dtype=str(layout.dtype).removeprefix("torch."),
+                num_layers=layout.num_layers,
+                num_kv_heads=layout.num_kv_heads,
+                head_dim=layout.head_dim,
+            ),
+            max_model_len=min(runner.max_model_len, runner.num_blocks * layout.block_size),
+            vocab_size=runner.model_config.vocab_size,
+            num_dp_ranks=1,
+            num_total_blocks=runner.num_blocks,
+            package_version=version("baton-serving"),
+            transports=(),
+            host_id=socket.gethostname(),
+            pid=os.getpid(),
+        )
+
+    @property
+    def pool_id(self) -> PoolId:
+        return PoolId(self._worker_id)
+
+    @property
+    def incarnation(self) -> int:
+        return self._incarnation
+
+    def ask(self, question: Callable[[], Answer]) -> asyncio.Future[Answer]:
+        """Runs `question` on the engine's thread between two steps, where it may read the role."""
+        return asyncio.wrap_future(self._steps.ask(question), loop=self._loop)
+
+    def load(self) -> PoolLoad:
+        """The pool's load now. On the engine's thread."""
+        role, counts = self._role, self._role.blocks.counts()
+        return PoolLoad(
+            pool=self.pool_id,
+            incarnation=self._incarnation,
+            num_running_requests=role.num_running,
+            num_waiting_requests=role.num_waiting,
+            num_waiting_tokens=role.num_waiting_tokens,
+            num_total_blocks=counts.total,
+            num_free_blocks=counts.free,
+            num_held_blocks=counts.held,
+            num_cached_blocks=counts.cached,
+            num_quarantined_blocks=counts.quarantined,
+            prefill_tokens_per_s=role.step_time.prefill_tokens_per_s,
+            decode_step_s=role.step_time.decode_step_s,
+        )
+
+    def check_integrity(self) -> None:
+        """Raises IntegrityError unless every block is accounted for. On the engine's thread."""
+        self._role.check_integrity()
+
+    @property
+    def kv_events(self) -> KvEventLog:
+        return self._events
+
+    # How it ends
+
+    def drain(self, grace_s: float) -> None:
+        """Leaves: no new requests, those that run have `grace_s`, what is left then goes on elsewhere.
+        Called again, it does not wait any longer."""
+        if self._draining:
+            self._end(None)
+            return
+        log.info("%s drains", self._worker_id)
+        self._draining = True
+        self._drain_task = self._loop.create_task(self._drain(grace_s))
+
+    async def _drain(self, grace_s: float) -> None:
+        await self.ask(self._role.start_draining)
+        give_up_s = time.monotonic() + grace_s
+        while await self.ask(lambda: self._role.num_requests):
+            if time.monotonic() >= give_up_s:
+                leaving = Draining("the worker is leaving")
+                await self.ask(lambda: self._role.fail_all(leaving, time.monotonic()))
+                break
+            await asyncio.sleep(_DRAIN_POLL_S)
+        await asyncio.sleep(_DRAIN_POLL_S)  # for the last words to leave
+        self._end(None)
+
+    def _end(self, error: BaseException | None) -> None:
+        if self._ended.done():
+            return
+        if error is None:
+            self._ended.set_result(None)
+        else:
+            self._ended.set_exception(error)
+
+    # On the engine's thread
+
+    def _after_step(self, outboxes: Outboxes) -> None:
+        self._events.publish()
+        self._load = self.load()
+        self._loop.call_soon_threadsafe(self._deliver, outboxes)
+
+    def _failed(self, error: BaseException) -> None:
+        self._loop.call_soon_threadsafe(self._end, error)
+
+    # On the registration's thread
+
+    def _report(self) -> Report:
+        return Report(self.info, (self._load,), self._draining)
