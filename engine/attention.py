@@ -6,18 +6,13 @@ backend does the work is chosen once at load: the compiled kernel on the CPU, to
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
-from engine.batch import StepPlan
 from engine.kv_cache import KvCache
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)

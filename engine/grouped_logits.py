@@ -77,11 +77,12 @@ class GroupedLogits:
         return whole.kthvalue(max(1, whole.shape[0] - k + 1)).values
 
     def above(self, rows: Tensor, bounds: Tensor) -> tuple[Tensor, Tensor]:
-        """All groups of `rows` [n] that hold a logit > bounds [n]: (index into rows [m], values
-        [m, GROUP_SIZE] with -inf for those that are not)."""
+        """The logits of `rows` [n] that exceed their row's bound [n]: each one's index into rows, and
+        its value, both [m]."""
         index, groups = (self.maxima[rows] > bounds[:, None]).nonzero(as_tuple=True)
         values = self.values[rows[index], groups]
-        return index, values.masked_fill_(values <= bounds[index, None], -torch.inf)
+        exceeds = values > bounds[index, None]
+        return index.repeat_interleave(exceeds.sum(-1)), values[exceeds]
 
     def normalisers(self, rows: Tensor, temperatures: Tensor) -> Tensor:
         """Sums of exp((logit - peak) / temperature) over each of `rows`: float64 [len(rows)].

@@ -46,9 +46,10 @@ def words(keys: Tensor, counters: Tensor) -> Tensor:
     Two murmur3 finalisers, a word of the key before each. For one key a bijection of the counter.
     """
     x = (counters * -0x61C88647).bitwise_xor(keys[..., 0])  # 0x9E3779B9, the golden ratio
-    _finalise(x)
+    spare = torch.empty_like(x)  # fresh memory costs more than the arithmetic
+    _finalise(x, spare)
     x.add_(keys[..., 1])
-    _finalise(x)
+    _finalise(x, spare)
     return x
 
 
@@ -71,17 +72,18 @@ def residuals(keys: Tensor, groups: Tensor) -> Tensor:
     return _exponential(drawn[..., :GROUP_SIZE]).masked_fill_(leaders == places, 0.0)
 
 
-def _finalise(x: Tensor) -> None:
-    _xor_shift(x, 16)
+def _finalise(x: Tensor, spare: Tensor) -> None:
+    _xor_shift(x, 16, spare)
     x.mul_(-0x7A143595)  # 0x85EBCA6B
-    _xor_shift(x, 13)
+    _xor_shift(x, 13, spare)
     x.mul_(-0x3D4D51CB)  # 0xC2B2AE35
-    _xor_shift(x, 16)
+    _xor_shift(x, 16, spare)
 
 
-def _xor_shift(x: Tensor, num_bits: int) -> None:
+def _xor_shift(x: Tensor, num_bits: int, spare: Tensor) -> None:
     """x ^= x >> num_bits; torch shifts the sign in, hence the mask."""
-    x.bitwise_xor_((x >> num_bits).bitwise_and_((1 << (32 - num_bits)) - 1))
+    torch.bitwise_right_shift(x, num_bits, out=spare)
+    x.bitwise_xor_(spare.bitwise_and_((1 << (32 - num_bits)) - 1))
 
 
 def _exponential(word: Tensor) -> Tensor:

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 
 import torch
 
 from baton.errors import ConfigError
 from engine.attention import AttentionBackend
+from engine.attention_compiled import CompiledAttention
 from engine.attention_torch import TorchAttention
 from engine.config import EngineConfig
+from engine.kernels import load as load_kernels
+from engine.kv_cache import KV_DTYPES
 from engine.models.assemble import Numerics
 from engine.models.config import ModelConfig
 from engine.quantize import PackedFp16Linear, PlainLinear, TiledLinear
-from engine.row_ops import RowByRow, RowOps, TorchRowOps
-
-_log = logging.getLogger(__name__)
-
-_TORCH_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+from engine.row_ops import CompiledRowOps, RowByRow, RowOps, TorchRowOps
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,18 +31,23 @@ def choose_backends(config: EngineConfig, model_config: ModelConfig) -> Backends
     device = _device(config.device)
     dtype = _dtype(config, device)
     kv_dtype = _kv_dtype(config, device, dtype)
-    ops: RowOps = TorchRowOps()
-    if config.deterministic:
-        ops = RowByRow(ops)
-    attention = TorchAttention(model_config.head_dim, row_by_row=config.deterministic)
+    kernels = load_kernels() if device.type == "cpu" else None
+    ops: RowOps
+    attention: AttentionBackend
+    if kernels is not None and CompiledAttention.supports(model_config):
+        attention = CompiledAttention(kernels, model_config.head_dim)
+        ops = CompiledRowOps(kernels)
+    else:
+        attention = TorchAttention(model_config.head_dim, row_by_row=config.deterministic)
+        ops = RowByRow(TorchRowOps()) if config.deterministic else TorchRowOps()
     if config.deterministic:
         numerics = Numerics(device, torch.float32, torch.float32, False, TiledLinear, ops)
     elif device.type == "cpu" and dtype == "fp16":
         numerics = Numerics(device, torch.float32, torch.float32, True, PackedFp16Linear, ops)
     else:
-        plain = _TORCH_DTYPES[dtype]
+        plain = KV_DTYPES[dtype]
         numerics = Numerics(device, plain, plain, dtype == "fp16", PlainLinear, ops)
-    description = f"{dtype} on {device}"
+    description = f"{dtype} on {device}, {type(attention).__name__}"
     return Backends(numerics, attention, kv_dtype, description)
 
 

@@ -1,6 +1,7 @@
 """What the decoder does to each row besides its GEMMs: norms, rotation, the gated activation.
 
-Two implementations behind one seam. Both keep statistics in fp32 whatever the activations' dtype.
+Two implementations behind one seam: the engine's own kernels for fp32 on the CPU, and torch, which keeps
+statistics in fp32 whatever the activations' dtype.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 from torch.nn.functional import silu
+
+from engine.kernels import Kernels
 
 
 class RowOps(Protocol):
@@ -41,6 +44,27 @@ class TorchRowOps:
     def silu_mul(self, gate_up: Tensor) -> Tensor:
         gate, up = gate_up.chunk(2, dim=-1)
         return silu(gate) * up
+
+
+class CompiledRowOps:
+    """fp32 on the CPU. A row's result does not depend on its neighbours."""
+
+    def __init__(self, kernels: Kernels) -> None:
+        self._kernels = kernels
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        out = torch.empty(x.shape)
+        self._kernels.rms_norm(x, weight, eps, out)
+        return out
+
+    def rope(self, x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        self._kernels.rope(x, positions, cos, sin)
+        return x
+
+    def silu_mul(self, gate_up: Tensor) -> Tensor:
+        out = torch.empty(gate_up.shape[0], gate_up.shape[1] // 2)
+        self._kernels.silu_mul(gate_up, out)
+        return out
 
 
 class RowByRow:

@@ -87,7 +87,7 @@ class FakeInference(inference_pb2_grpc.InferenceServicer):
         text = request.text or "".join(each.content for each in request.chat.messages)
         return pb.TokenizeResponse(token_ids=text.encode())
 
-    async def Detokenize(
+    async def Detokenize(  # noqa: N802
         self, request: pb.DetokenizeRequest, context: Any
     ) -> pb.DetokenizeResponse:
         return pb.DetokenizeResponse(text=bytes(request.token_ids).decode())

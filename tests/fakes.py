@@ -23,7 +23,7 @@ class FakeFrontend:
     """Answers every sample with `pieces`, one token each, whose id is the piece's index.
 
     Remembers its requests; `error` is raised before piece `error_at`; at piece `hang_at` it waits
-    for ever; `num_closed` counts requests that were closed before their end.
+    for ever; `closed` is released once for every request that was closed before its end.
     """
 
     def __init__(self, pieces: Sequence[str] = ("Hello", " ", "world")) -> None:
@@ -33,7 +33,7 @@ class FakeFrontend:
         self.error_at = -1  # before Admitted
         self.hang_at: int | None = None
         self.serving = True
-        self.num_closed = 0
+        self.closed = asyncio.Semaphore(0)
         self.reached = asyncio.Event()  # a request hangs
 
     def models(self) -> Sequence[ModelCard]:
@@ -59,11 +59,12 @@ class FakeFrontend:
                 yield Deltas(tuple(self._delta(request, i, step) for i in range(n)))
             yield Finished(Usage(2, 1, n * len(self.pieces)), _TIMELINE)
             ended = True
-        except BatonError:
+        except (BatonError, RuntimeError):
             ended = True
             raise
         finally:
-            self.num_closed += not ended
+            if not ended:
+                self.closed.release()
 
     async def _trouble(self, step: int) -> None:
         if self.error is not None and self.error_at == step:

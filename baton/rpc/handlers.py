@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from typing import Any, NoReturn, TypeAlias
 
 import grpc
@@ -98,11 +98,14 @@ def _single(method: str, behavior: Behavior, calls: Calls) -> Behavior:
 
 
 def _stream(method: str, behavior: Behavior, calls: Calls) -> Behavior:
-    async def call(request: Any, context: Context) -> AsyncIterator[Any]:
+    async def call(request: Any, context: Context) -> None:
         try:
+            # Written and closed here rather than yielded: a call that is cancelled while a response
+            # is being written closes the handler at once, not when its generator is collected.
             with calls.one(stream=True):
-                async for response in behavior(_decoded(request), context):
-                    yield response
+                async with aclosing(behavior(_decoded(request), context)) as responses:
+                    async for response in responses:
+                        await context.write(response)
         except Exception as error:
             await _abort(method, context, error)
 

@@ -61,7 +61,7 @@ class EmbeddedState:
         self._timer = None
         late_s = self._clock() - due_s
         if late_s > _STALL_S:
-            self._table.extend(late_s)
+            self._table.extend(late_s + self._table.lease_s)
         self._publish(self._table.expire(self._clock()))
         self._arm()
 

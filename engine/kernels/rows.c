@@ -126,10 +126,9 @@ int baton_rope(float *x, int64_t stride, const int64_t *positions, const float *
     return OK;
 }
 
-/* gate / (1 + 2^(-gate / ln 2)) * up */
 INLINE vec gated(vec gate, vec up)
 {
-    return gate / (splat(1.0f) + exp2_any(gate * splat(-1.44269504f))) * up;
+    return gate / (splat(1.0f) + exp_lanes(-gate)) * up;
 }
 
 static void silu_mul_item(void *data, int64_t item)

@@ -137,15 +137,20 @@ INLINE vec exp2_nonpositive(vec x)
     return select_where(x < splat(-126.0f), (vec){}, exp2_fraction(x - n) * power);
 }
 
-/* 2^x for any x, as above; infinity from 2^128 on. */
-INLINE vec exp2_any(vec x)
+/* e^x for any x, relative error about 2e-7; 0 below 2^-126, infinity from 2^128 on. */
+INLINE vec exp_lanes(vec x)
 {
-    vec clamped = select_where(x > splat(128.0f), splat(128.0f), x);
-    vec shifted = clamped + splat(ROUNDER), n = shifted - splat(ROUNDER);
+    const vec per_ln2 = splat(1.44269502f), per_ln2_rest = splat(1.92596299e-8f);
+    vec bits = x * per_ln2;
+    vec shifted = bits + splat(ROUNDER), n = shifted - splat(ROUNDER);
+    /* fused, so that the product's rounding, large where x is, does not enter the fraction */
+    vec r = x * per_ln2 - n + x * per_ln2_rest;
     ivec exponent = (ivec)shifted - (ivec)splat(ROUNDER);
     ivec half = exponent >> 1; /* two factors, since 2^128 is no float */
     vec power = (vec)((half + 127) << 23), rest = (vec)((exponent - half + 127) << 23);
-    return select_where(x < splat(-126.0f), (vec){}, exp2_fraction(clamped - n) * power * rest);
+    vec y = exp2_fraction(r) * power * rest;
+    y = select_where(bits > splat(128.0f), splat(__builtin_inff()), y);
+    return select_where(bits < splat(-126.0f), (vec){}, y);
 }
 
 #endif

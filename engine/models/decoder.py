@@ -65,10 +65,12 @@ class Attention:
 
     def __call__(self, x: Tensor, positions: Tensor, attention: StepAttention) -> Tensor:
         heads = self.qkv(x).view(x.shape[0], -1, self.head_dim)
-        q, k, v = heads.split((self.num_heads, self.num_kv_heads, self.num_kv_heads), dim=1)
+        qk, v = heads.split((self.num_heads + self.num_kv_heads, self.num_kv_heads), dim=1)
         if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k = self.rotary(q, positions), self.rotary(k, positions)
+            q, k = qk.split((self.num_heads, self.num_kv_heads), dim=1)
+            qk = torch.cat((self.q_norm(q), self.k_norm(k)), dim=1)
+        qk = self.rotary(qk, positions)
+        q, k = qk.split((self.num_heads, self.num_kv_heads), dim=1)
         attention.write(self.index, k, v)
         mixed = attention.attend(self.index, q, self.window)
         return self.output(mixed.flatten(1))

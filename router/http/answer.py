@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import time
 from collections.abc import Iterable
 from contextlib import aclosing
@@ -30,6 +31,8 @@ from router.http.choices import (
 )
 from router.http.disconnect import ClientGone, while_connected
 from router.http.errors import error_body, error_response
+
+log = logging.getLogger(__name__)
 
 _encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
 _DONE = b"data: [DONE]\n\n"
@@ -106,10 +109,11 @@ class EventStream(Response):
                 return
             await self._send(send, _event(error_body(error)), more_body=False)
         except Exception as error:
-            if self._is_open:
-                defect = Internal(f"the router failed: {type(error).__name__}")
-                await self._send(send, _event(error_body(defect)), more_body=False)
-            raise
+            if not self._is_open:
+                raise
+            log.exception("a stream failed, request %s", self._call.request_id)
+            defect = Internal(f"the router failed: {type(error).__name__}")
+            await self._send(send, _event(error_body(defect)), more_body=False)
 
     def _events(self, prompt_index: int, update: GenerateUpdate) -> bytes:
         match update:

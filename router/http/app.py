@@ -136,5 +136,8 @@ async def _http_exception(request: Request, error: Exception) -> Response:
 
 
 async def _defect(request: Request, error: Exception) -> Response:
-    """Starlette raises the exception again after this answer, so that it is logged."""
-    return error_response(Internal(f"the router failed: {type(error).__name__}"))
+    """Starlette raises the exception again after this answer; uvicorn logs it and hangs up, which
+    the client is told so that it sends nothing more on this connection."""
+    response = error_response(Internal(f"the router failed: {type(error).__name__}"))
+    response.headers["Connection"] = "close"
+    return response

@@ -33,7 +33,8 @@ class HttpServer:
     async def start(cls, app: ASGIApp, host: str, port: int, *, grace_s: int = 5) -> HttpServer:
         """Port 0 takes a free one. `grace_s`: how long `stop` lets requests end by themselves."""
         try:
-            listener = socket.create_server((host, port), backlog=2048)
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            listener = socket.create_server((host, port), family=family, backlog=2048)
         except OSError as error:
             raise ConfigError(
                 f"cannot listen on {host}:{port}: {error.strerror}", field="http_port"

@@ -23,7 +23,7 @@ class Detokenizer:
     the text.
     """
 
-    __slots__ = ("_decoder", "_num_strips", "_strips_token", "_tokens")
+    __slots__ = ("_awaits_first", "_decoder", "_num_strips", "_tokens")
 
     def __init__(
         self,
@@ -34,7 +34,7 @@ class Detokenizer:
         self._tokens = tokens
         self._decoder = _utf8_decoder("replace")
         self._num_strips = 0
-        self._strips_token = False
+        self._awaits_first = False
         if tokens is not None:
             self._enter_prompt(tokens, prompt_token_ids)
             self.push(output_token_ids)
@@ -43,7 +43,7 @@ class Detokenizer:
         tokens = self._tokens
         if tokens is None:
             return ""
-        if self._num_strips or self._strips_token:
+        if self._num_strips or self._awaits_first:
             return self._decoder.decode(b"".join(map(self._at_start, token_ids)))
         if len(token_ids) == 1:
             return self._decoder.decode(tokens.visible(token_ids[0]))
@@ -57,9 +57,9 @@ class Detokenizer:
         """Only the prompt's ends matter: whether its start used up the strips, and an incomplete
         character (at most 3 bytes) at its end."""
         self._num_strips = tokens.decoder.num_strips
-        self._strips_token = tokens.decoder.strips_first_token
+        self._awaits_first = tokens.decoder.first_to_bytes is not None
         for token_id in prompt_token_ids:
-            if not (self._num_strips or self._strips_token):
+            if not (self._num_strips or self._awaits_first):
                 break
             self._at_start(token_id)
         tail = b""
@@ -72,11 +72,11 @@ class Detokenizer:
     def _at_start(self, token_id: int) -> bytes:
         """The token's bytes, less what the start of a text loses."""
         assert self._tokens is not None
-        data = self._tokens.visible(token_id)
-        strip = self._tokens.decoder.strip
-        if self._strips_token and not self._tokens.is_special(token_id):
-            self._strips_token = False  # Metaspace: every mark of the first token vanishes
-            return data.replace(strip, b"")
+        if self._awaits_first:
+            first = self._tokens.first(token_id)
+            self._awaits_first = first is None
+            return first or b""
+        data, strip = self._tokens.visible(token_id), self._tokens.decoder.strip
         while self._num_strips and data:
             if not data.startswith(strip):
                 self._num_strips = 0

@@ -38,8 +38,8 @@ def _strftime_now(fmt: str) -> str:
     return datetime.now().strftime(fmt)  # local time, as templates expect
 
 
-def _tojson(value: object, indent: int | None = None, **options: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent, **options)
+def _tojson(value: object, ensure_ascii: bool = False, **options: Any) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, **options)  # jinja's own escapes HTML
 
 
 def _environment() -> ImmutableSandboxedEnvironment:

@@ -37,12 +37,12 @@ _BYTE_OF_CHAR = _byte_alphabet()
 @dataclass(frozen=True, slots=True)
 class Decoder:
     """How tokens become bytes, and what the start of a text loses: up to `num_strips` leading
-    `strip`, or all of them anywhere in the first token (`strips_first_token`, Metaspace's way)."""
+    `strip`, or what `first_to_bytes` leaves out of the first token."""
 
     to_bytes: TokenToBytes
     strip: bytes = b""
     num_strips: int = 0
-    strips_first_token: bool = False
+    first_to_bytes: TokenToBytes | None = None
 
 
 def read_decoder(spec: dict[str, Any] | None) -> Decoder:
@@ -52,8 +52,9 @@ def read_decoder(spec: dict[str, Any] | None) -> Decoder:
             return Decoder(_byte_level)
         case {"type": "Metaspace", **options}:
             mark = str(options.get("replacement", "▁"))
-            strips = options.get("prepend_scheme", "always") != "never"
-            return Decoder(_replaced([(mark, " ")]), b" ", strips_first_token=strips)
+            if options.get("prepend_scheme", "always") == "never":
+                return Decoder(_replaced([(mark, " ")]))
+            return Decoder(_replaced([(mark, " ")]), first_to_bytes=_replaced([(mark, "")]))
         case {"type": "Sequence", "decoders": list(steps)}:
             return _read_sequence(steps)
     kind = spec.get("type") if spec else None
@@ -119,8 +120,12 @@ class TokenBytes:
         self._special = {token_id: t.content for token_id, t in added.items() if t.special}
         self._visible: dict[int, bytes] = dict.fromkeys(self._special, b"")
 
-    def is_special(self, token_id: int) -> bool:
-        return token_id in self._special
+    def first(self, token_id: int) -> bytes | None:
+        """The bytes of a text's first token; None where this token does not count as one."""
+        token = self._tokenizer.id_to_token(token_id)
+        if token is None or token_id in self._special or self.decoder.first_to_bytes is None:
+            return None
+        return self.decoder.first_to_bytes(token)
 
     def visible(self, token_id: int) -> bytes:
         """What the token adds to the text: nothing for a special token."""

@@ -80,7 +80,7 @@ async def test_request_carries_what_the_caller_gave(
     assert routers[0].fake.traceparents == [TRACE]
     (deadline_s,) = routers[0].fake.deadlines_s
     assert deadline_s is not None
-    assert 20 < deadline_s <= 30
+    assert 20 < deadline_s < 31  # gRPC rounds it on the wire
 
 
 async def test_without_timeout_there_is_no_deadline(

@@ -159,7 +159,7 @@ def test_wrong_flag_is_named(tmp_path: Path) -> None:
 
 
 def test_what_has_no_default_is_required(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="router.model: is required"):
+    with pytest.raises(ConfigError, match=r"router\.model: is required"):
         read(tmp_path)
 
 
@@ -173,7 +173,7 @@ def test_file_that_has_no_such_table(tmp_path: Path, text: str, message: str) ->
 
 
 def test_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="absent.toml: cannot be read: No such file"):
+    with pytest.raises(ConfigError, match=r"absent\.toml: cannot be read: No such file"):
         load(RouterConfig, toml=tmp_path / "absent.toml", section="router")
 
 

@@ -34,8 +34,9 @@ uint64 = st.integers(0, 2**64 - 1)
 int32 = st.integers(-(2**31), 2**31 - 1)
 double = st.floats(allow_nan=False)
 single = st.floats(allow_nan=False, width=32)
-text = st.text(st.characters(exclude_categories=("Cs",)), max_size=8)
-name = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=8)
+characters = st.characters(codec="utf-8")
+text = st.text(characters, max_size=8)
+name = st.text(characters, min_size=1, max_size=8)
 tokens = st.tuples(uint32, single)
 
 sampling = st.builds(
@@ -73,6 +74,7 @@ infos = st.builds(
     model=text,
     fingerprint=fingerprints,
     max_model_len=uint32,
+    vocab_size=uint32,
     num_dp_ranks=uint32,
     num_total_blocks=uint32,
     package_version=text,
@@ -182,7 +184,7 @@ def test_numbers_of_enums_are_those_of_the_wire() -> None:
     ],
 )
 def test_bad_worker_info_is_refused_by_name(change: dict[str, Any], field: str) -> None:
-    good = {"worker_id": "w", "address": "h:1", "role": 1}
+    good: dict[str, Any] = {"worker_id": "w", "address": "h:1", "role": 1}
     with pytest.raises(errors.InvalidArgument) as refused:
         convert.worker_info_from_proto(common_pb2.WorkerInfo(**good | change))
     assert refused.value.field == field

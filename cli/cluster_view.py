@@ -1,0 +1,141 @@
+"""A cluster's workers and requests as tables that fit 80 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from baton import instants
+from baton.client.results import RequestStatus
+from baton.client.sync_client import Client
+from baton.state.base import Member
+from baton.types import PoolLoad
+from cli.output import milliseconds
+from cli.timeline import phases
+
+_BAR_CELLS = 10
+_LEASE_WARNING_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """`requests`: None where they were not asked for."""
+
+    workers: Sequence[Member]
+    num_running_requests: int
+    num_waiting_requests: int
+    requests: Sequence[RequestStatus] | None = None
+
+    @classmethod
+    def take(cls, client: Client, num_requests: int) -> Snapshot:
+        load = client.load()
+        requests = client.requests(num_requests) if num_requests else None
+        return cls(
+            client.workers(), load.num_running_requests, load.num_waiting_requests, requests
+        )
+
+
+def render(snapshot: Snapshot) -> RenderableType:
+    parts: list[RenderableType] = [
+        f"[bold]{len(snapshot.workers)}[/] {'worker' if len(snapshot.workers) == 1 else 'workers'}"
+        f" · [bold]{snapshot.num_running_requests:,}[/] running"
+        f" · [bold]{snapshot.num_waiting_requests:,}[/] waiting at the router",
+    ]
+    if snapshot.workers:
+        parts.append(_workers(snapshot.workers))
+    if snapshot.requests is not None:
+        parts.append("")
+        parts.append(_requests(snapshot.requests) if snapshot.requests else "no requests yet")
+    return Group(*parts)
+
+
+def _table() -> Table:
+    return Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+
+
+def _workers(members: Sequence[Member]) -> Table:
+    table = _table()
+    table.add_column("worker", overflow="fold")
+    table.add_column("model", overflow="fold")
+    table.add_column("blocks held", no_wrap=True)
+    table.add_column("run/wait", justify="right", no_wrap=True)
+    table.add_column("prefill", justify="right", no_wrap=True)
+    table.add_column("step", justify="right", no_wrap=True)
+    table.add_column("lease", justify="right", no_wrap=True)
+    for member in members:
+        info = member.info
+        name = Text(info.worker_id, style="bold").append(f"\n{info.address}", style="not bold dim")
+        model = Text(info.model).append(f"\n{info.role.name.lower()}", style="dim")
+        lease = _lease(member)
+        if not member.loads:
+            table.add_row(name, model, Text("not reported yet", style="dim"), "", "", "", lease)
+        for load in member.loads:
+            table.add_row(name, model, *_load_cells(load), lease)
+            name, model, lease = Text(), Text(), Text()  # once for all pools of the worker
+    return table
+
+
+def _load_cells(load: PoolLoad) -> tuple[RenderableType, ...]:
+    rate = f"{load.prefill_tokens_per_s:,.0f}/s" if load.prefill_tokens_per_s else "–"
+    step = milliseconds(load.decode_step_s) if load.decode_step_s else "–"
+    running = f"{load.num_running_requests}/{load.num_waiting_requests}"
+    return _blocks(load), running, rate, step
+
+
+def _blocks(load: PoolLoad) -> Text:
+    """A bar of held and cached blocks, and below it their numbers."""
+    total = max(1, load.num_total_blocks)
+    held = round(_BAR_CELLS * load.num_held_blocks / total)
+    cached = min(_BAR_CELLS - held, round(_BAR_CELLS * load.num_cached_blocks / total))
+    text = Text("█" * held, style="green")
+    text.append("█" * cached, style="blue")
+    text.append("░" * (_BAR_CELLS - held - cached), style="dim")
+    text.append(f" {load.num_held_blocks:,} of {load.num_total_blocks:,}", style="not dim")
+    text.append(f"\n{load.num_cached_blocks:,} cached, {load.num_free_blocks:,} free", style="dim")
+    if load.num_quarantined_blocks:
+        text.append(f"\n{load.num_quarantined_blocks:,} quarantined", style="yellow")
+    return text
+
+
+def _lease(member: Member) -> Text:
+    if member.draining:
+        return Text("draining", style="yellow")
+    short = member.lease_remaining_s < _LEASE_WARNING_S
+    return Text(f"{member.lease_remaining_s:.1f} s", style="red" if short else "green")
+
+
+def _requests(requests: Sequence[RequestStatus]) -> Table:
+    table = _table()
+    table.add_column("request", no_wrap=True, max_width=14)
+    table.add_column("state", no_wrap=True)
+    table.add_column("in", justify="right", no_wrap=True)
+    table.add_column("cached", justify="right", no_wrap=True)
+    table.add_column("out", justify="right", no_wrap=True)
+    table.add_column("queue", justify="right", no_wrap=True)
+    table.add_column("prefill", justify="right", no_wrap=True)
+    table.add_column("decode", justify="right", no_wrap=True)
+    table.add_column("total", justify="right", no_wrap=True)
+    for request in requests:
+        usage, events = request.usage, request.timeline.events
+        took = {phase.name: milliseconds(phase.duration_s) for phase in phases(request.timeline)}
+        total = milliseconds(events[instants.FINISHED]) if instants.FINISHED in events else ""
+        table.add_row(
+            request.request_id,
+            Text(request.state, style=_state_style(request.state)),
+            f"{usage.num_prompt_tokens:,}",
+            f"{usage.num_cached_tokens:,}",
+            f"{usage.num_output_tokens:,}",
+            *(took.get(name, "") for name in ("queue", "prefill", "decode")),
+            total,
+        )
+    return table
+
+
+def _state_style(state: str) -> str:
+    if state == "running":
+        return "cyan"
+    return "" if set(state.split("+")) <= {"stop", "length"} else "red"

@@ -1,0 +1,79 @@
+"""The `baton` command: its subcommands by name, and how any of them ends.
+
+0 done · 1 failed, with one red line on stderr that names the field · 2 used wrongly · 130 Ctrl-C.
+Under --json a failure, too, leaves one JSON object as the last line of stdout.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from baton.errors import BatonError
+from cli.lazy import LazyCommand, LazyGroup
+from cli.options import wants_json
+
+# Which extra brings a package that a plain `pip install` leaves out.
+_EXTRAS = {
+    "torch": "worker",
+    "numpy": "worker",
+    "safetensors": "worker",
+    "ray": "cluster",
+    "matplotlib": "bench",
+}
+
+_COMMANDS = {
+    "up": LazyCommand("cli.up:up", "Start a router and workers, and run until Ctrl-C."),
+    "generate": LazyCommand("cli.generate:generate", "Continue a prompt, streaming."),
+    "chat": LazyCommand("cli.chat:chat", "Talk with a model, turn by turn."),
+    "status": LazyCommand("cli.status:status", "Show workers, their load, and requests."),
+    "top": LazyCommand("cli.top:top", "Watch workers and requests, full-screen."),
+    "drain": LazyCommand("cli.drain:drain", "Tell a worker to finish what runs, and leave."),
+    "bench": LazyCommand("cli.bench:bench", "Measure."),
+    "router": LazyCommand("cli.router:router", "Run a router: gRPC and OpenAI HTTP."),
+    "worker": LazyCommand("cli.worker:worker", "Run a worker and register it with its routers."),
+}
+
+
+class Baton(LazyGroup):
+    """The root, through which every subcommand's failure passes."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BatonError as error:
+            _fail(ctx, error)
+        except ModuleNotFoundError as error:
+            extra = _EXTRAS.get((error.name or "").partition(".")[0])
+            if extra is None:
+                raise
+            raise click.ClickException(
+                f"{error.name} is not installed: pip install 'baton-serving[{extra}]'"
+            ) from error
+        except KeyboardInterrupt:
+            ctx.exit(130)
+
+
+def _fail(ctx: click.Context, error: BatonError) -> None:
+    retry = f" (retry after {error.retry_after_s:.3g} s)" if error.retry_after_s else ""
+    click.secho(f"error: {error}{retry}", fg="red", err=True)
+    if wants_json(ctx):
+        from cli.output import print_json
+
+        print_json({"error": error})
+    ctx.exit(1)
+
+
+@click.command(
+    cls=Baton,
+    lazy_commands=_COMMANDS,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(package_name="baton-serving", prog_name="baton")
+def main() -> None:
+    """Serve large language models with prefill and decode on separate workers."""
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""What commands print: JSON and plain text on stdout, everything around it on stderr."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from enum import Enum
+from typing import Any
+
+import click
+from rich.console import Console
+
+from baton.errors import BatonError
+
+
+def console() -> Console:
+    """For tables that are a command's result."""
+    return Console(highlight=False)
+
+
+def chrome() -> Console:
+    """For everything that accompanies a result: stderr, so that stdout can be piped."""
+    return Console(stderr=True, highlight=False)
+
+
+def print_json(value: object) -> None:
+    click.echo(json.dumps(jsonable(value), allow_nan=False))
+
+
+def jsonable(value: Any) -> Any:
+    """Dataclasses by field, enums by name in lower case, bytes in hex; JSON knows no NaN or
+    infinity: null."""
+    match value:
+        case BatonError():
+            return {"code": value.code, "message": value.message, "field": value.field}
+        case Enum():
+            return value.name.lower()
+        case _ if dataclasses.is_dataclass(value):
+            return {f.name: jsonable(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        case Mapping():
+            return {str(key): jsonable(each) for key, each in value.items()}
+        case list() | tuple():
+            return [jsonable(each) for each in value]
+        case bytes():
+            return value.hex()
+        case float() if not math.isfinite(value):
+            return None
+        case _:
+            return value
+
+
+def milliseconds(seconds: float) -> str:
+    """Three digits are enough for a person: 0.42 ms, 12.3 ms, 1.23 s."""
+    if seconds >= 1:
+        return f"{seconds:.2f} s"
+    ms = 1000 * seconds
+    return f"{ms:.2f} ms" if ms < 10 else f"{ms:.1f} ms"
+
+
+def count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+# Generated text may hold anything, also a sequence that reprograms a terminal.
+_UNPRINTABLE = {code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), *range(0x7F, 0xA0))}
+for _code in map(ord, "\n\t"):
+    del _UNPRINTABLE[_code]
+
+
+def write_text(text: str) -> None:
+    """Generated text to stdout at once: unchanged into a pipe, harmless on a terminal."""
+    out = click.get_text_stream("stdout")
+    out.write(text.translate(_UNPRINTABLE) if out.isatty() else text)
+    out.flush()

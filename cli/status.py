@@ -1,0 +1,77 @@
+"""`baton status` and `baton top`: what the cluster is doing, once or again and again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import click
+
+from cli.options import address_option, json_option
+
+if TYPE_CHECKING:
+    from baton.client.sync_client import Client
+    from cli.cluster_view import Snapshot
+
+_NUM_REQUESTS = 20
+_EVERY_S = 1.0
+
+
+@click.command()
+@click.option("--requests", "with_requests", is_flag=True, help="The last requests, too.")
+@click.option("--watch", is_flag=True, help="Show it again every second, until Ctrl-C.")
+@address_option
+@json_option
+def status(with_requests: bool, watch: bool, addresses: tuple[str, ...], as_json: bool) -> None:
+    """Show workers, their load, and with --requests where the last requests' time went.
+
+    With --json and --watch together, one object per second.
+    """
+    from rich.live import Live
+
+    from cli.cluster_view import render
+    from cli.connect import connected
+    from cli.output import console, print_json
+
+    with connected(addresses) as client:
+        snapshots = _snapshots(client, _NUM_REQUESTS if with_requests else 0, again=watch)
+        if as_json:
+            for snapshot in snapshots:
+                print_json(snapshot)
+        elif watch:
+            with Live(console=console(), auto_refresh=False) as live:
+                for snapshot in snapshots:
+                    live.update(render(snapshot), refresh=True)
+        else:
+            console().print(render(next(snapshots)))
+
+
+@click.command()
+@address_option
+@json_option
+def top(addresses: tuple[str, ...], as_json: bool) -> None:
+    """Watch workers and requests, full-screen, until Ctrl-C. (--json: one object per second.)"""
+    from rich.live import Live
+
+    from cli.cluster_view import render
+    from cli.connect import connected
+    from cli.output import console, print_json
+
+    with connected(addresses) as client:
+        snapshots = _snapshots(client, _NUM_REQUESTS, again=True)
+        if as_json:
+            for snapshot in snapshots:
+                print_json(snapshot)
+        with Live(console=console(), screen=True, auto_refresh=False) as live:
+            for snapshot in snapshots:
+                live.update(render(snapshot), refresh=True)
+
+
+def _snapshots(client: Client, num_requests: int, *, again: bool) -> Iterator[Snapshot]:
+    from cli.cluster_view import Snapshot
+
+    yield Snapshot.take(client, num_requests)
+    while again:
+        time.sleep(_EVERY_S)
+        yield Snapshot.take(client, num_requests)

@@ -1,0 +1,41 @@
+"""Paged attention by the engine's own kernels: reads blocks where they lie. CPU only.
+
+A row is reduced over its positions in one fixed order, so it is also the deterministic mode's backend.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from engine.attention import AttentionBatch
+from engine.kernels import MAX_GROUP, MAX_HEAD_DIM, Kernels
+from engine.models.config import ModelConfig
+
+
+class CompiledAttention:
+    def __init__(self, kernels: Kernels, head_dim: int) -> None:
+        self._kernels = kernels
+        self._scale = head_dim**-0.5
+
+    @staticmethod
+    def supports(config: ModelConfig) -> bool:
+        group = config.num_heads // config.num_kv_heads
+        return config.head_dim <= MAX_HEAD_DIM and group <= MAX_GROUP
+
+    def write(self, layer_cache: Tensor, batch: AttentionBatch, k: Tensor, v: Tensor) -> None:
+        self._kernels.write_kv(layer_cache, batch.slots, k, v)
+
+    def attend(self, layer_cache: Tensor, batch: AttentionBatch, q: Tensor, window: int) -> Tensor:
+        out = torch.empty(q.shape)
+        self._kernels.attend(
+            q,
+            layer_cache,
+            batch.block_tables,
+            batch.query_starts,
+            batch.starts,
+            self._scale,
+            window,
+            out,
+        )
+        return out

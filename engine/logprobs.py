@@ -1,0 +1,60 @@
+"""Log-probabilities of the model's own logits, before anything a request asks for changes them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from baton.types import PositionLogprobs
+from engine.grouped_logits import GroupedLogits
+
+
+def position_logprobs(
+    logits: GroupedLogits, rows: Sequence[int], token_ids: Sequence[int], tops: Sequence[int]
+) -> list[PositionLogprobs]:
+    """Of token_ids[i] in rows[i], with its rank and the tops[i] most likely beside it.
+
+    `rank` is 1 + the number of tokens strictly more likely; equals among the alternatives ascend by
+    token id. Every row needs a finite peak.
+    """
+    if not rows:
+        return []
+    device = logits.peaks.device
+    at = torch.tensor(rows, device=device)
+    ones = torch.ones(len(rows), dtype=torch.float64, device=device)
+    log_totals = logits.peaks[at].double() + logits.normalisers(at, ones).log()
+    chosen = logits.at(at, torch.tensor(token_ids, device=device))
+    logprobs = (chosen.double() - log_totals).tolist()
+    ranks = (1 + _num_above(logits, at, chosen)).tolist()
+    alternatives = _alternatives(logits, at, log_totals, max(tops))
+    return [
+        PositionLogprobs(token_id, logprob, rank, tuple(alternatives[i][:top]))
+        for i, (token_id, logprob, rank, top) in enumerate(
+            zip(token_ids, logprobs, ranks, tops, strict=True)
+        )
+    ]
+
+
+def _num_above(logits: GroupedLogits, rows: Tensor, bounds: Tensor) -> Tensor:
+    """How many logits of each row exceed its bound: int64 [len(rows)]."""
+    index, _ = logits.above(rows, bounds)
+    return index.bincount(minlength=len(rows))
+
+
+def _alternatives(
+    logits: GroupedLogits, rows: Tensor, log_totals: Tensor, count: int
+) -> list[list[tuple[int, float]]]:
+    """(token, log-probability) of the `count` most likely tokens of each row."""
+    if count == 0:
+        return [[]] * len(rows)
+    values, tokens = logits.largest(rows, count)
+    tokens, order = tokens.sort(-1)
+    values, order = values.gather(1, order).sort(dim=-1, descending=True, stable=True)
+    tokens = tokens.gather(1, order)
+    logprobs = values.double() - log_totals[:, None]
+    return [
+        list(zip(*pair, strict=True))
+        for pair in zip(tokens.tolist(), logprobs.tolist(), strict=True)
+    ]

@@ -1,0 +1,186 @@
+"""Draws the next token of each sample, and gives log-probabilities.
+
+    raw logits -> logit_bias -> penalties -> min_tokens -> temperature -> top_k -> top_p -> min_p -> draw
+        |                      (engine.adjust)             (engine.selection)                  (engine.noise)
+        +-> log-probabilities, ranks and alternatives (engine.logprobs)
+
+- logit_bias adds to the logits of its tokens.
+- repetition_penalty divides the positive logits and multiplies the negative ones of every token of prompt
+  or output (CTRL, Keskar et al. 2019); then frequency_penalty, times how often the token stands in the
+  output, and presence_penalty, if it does, are subtracted (OpenAI's definition).
+- until there are min_tokens of output, no end-of-text or stop token is drawn; with ignore_eos only stop
+  tokens are kept away, since end-of-text then ends nothing.
+- temperature 0 takes the most likely token, the lowest id among equals. Otherwise logits are divided by
+  it, each of top_k, top_p and min_p leaves the tokens it does of those the one before left, and Gumbel-max
+  draws among them with the noise of (seed, sample index, output index, token id).
+
+So a draw is a function of its own sample's tokens and parameters and of its row of logits: the same
+alone, in any batch, and continued from any of its own tokens.
+
+Knows no text, no scheduling, and does not validate parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from baton.errors import STATUS, Internal
+from baton.types import PositionLogprobs
+from engine.adjust import Adjustments, Undo, adjust
+from engine.batch import Drawn, NewSample
+from engine.grouped_logits import GroupedLogits, pad_to_groups
+from engine.logprobs import position_logprobs
+from engine.noise import row_key
+from engine.selection import Choices, select
+
+
+class NonFiniteLogits(Internal):
+    """The largest logit of the samples `handles` is NaN or infinite. Nothing was drawn for any sample:
+    remove these, and the draw of the others can be made again with the same result."""
+
+    def __init__(self, handles: Sequence[int]) -> None:
+        named = ", ".join(str(handle) for handle in handles)
+        super().__init__(f"no finite largest logit for the samples {named}", field="logits")
+        self.handles = tuple(handles)
+
+    @property
+    def code(self) -> str:
+        return STATUS[Internal].code
+
+
+class _State:
+    """One sample between draws."""
+
+    def __init__(self, sample: NewSample, vocab_size: int) -> None:
+        self.params = sample.params
+        self.sample_index = sample.sample_index
+        self.adjustments = Adjustments(sample, vocab_size)
+
+    @property
+    def key(self) -> tuple[int, int]:
+        output_index = self.adjustments.num_output_tokens
+        return row_key(self.params.seed, self.sample_index, output_index)
+
+
+class Sampler:
+    """Holds the state of every running sample, by handle."""
+
+    def __init__(self, vocab_size: int, device: torch.device) -> None:
+        self._vocab_size = vocab_size
+        self._device = device
+        self._states: dict[int, _State] = {}
+
+    def add(self, sample: NewSample) -> None:
+        if sample.handle in self._states:
+            raise Internal(f"sample {sample.handle} is already there", field="added")
+        self._states[sample.handle] = _State(sample, self._vocab_size)
+
+    def remove(self, handle: int) -> None:
+        if self._states.pop(handle, None) is None:
+            raise Internal(f"sample {handle} is not there", field="removed")
+
+    @torch.inference_mode()
+    def draw(self, logits: Tensor, handles: Sequence[int]) -> list[Drawn]:
+        """Draws the next token of each of `handles`, which must differ, and appends it to the sample.
+
+        `logits` fp32 [len(handles), vocab_size]; they are changed meanwhile, and restored. Raises
+        NonFiniteLogits.
+        """
+        self._check(logits, len(handles))
+        if not handles:
+            return []
+        states = self._find(handles)
+        padded = pad_to_groups(logits)
+        undo = adjust(padded, [state.adjustments for state in states])
+        try:
+            grouped = GroupedLogits.of(padded)
+            token_ids = _choose(grouped, states, handles)
+        finally:
+            undo.apply(padded)
+        logprobs = _output_logprobs(padded, grouped, undo, states, token_ids)
+        for state, token_id in zip(states, token_ids, strict=True):
+            state.adjustments.add(token_id)
+        return [
+            Drawn(handle, token_id, logprobs.get(row))
+            for row, (handle, token_id) in enumerate(zip(handles, token_ids, strict=True))
+        ]
+
+    @torch.inference_mode()
+    def prompt_logprobs(
+        self, logits: Tensor, targets: Sequence[int], top: int
+    ) -> list[PositionLogprobs]:
+        """Log-probabilities of targets[i] in row i of `logits` fp32 [len(targets), vocab_size], with
+        `top` alternatives beside each."""
+        self._check(logits, len(targets))
+        if not targets:
+            return []
+        grouped = GroupedLogits.of(pad_to_groups(logits))
+        wrong = (~grouped.peaks.isfinite()).nonzero()[:, 0].tolist()
+        if wrong:
+            raise Internal(f"no finite largest logit in the rows {wrong}", field="prompt_logprobs")
+        top = min(top, self._vocab_size)
+        return position_logprobs(grouped, range(len(targets)), targets, [top] * len(targets))
+
+    def _check(self, logits: Tensor, num_rows: int) -> None:
+        if logits.dtype != torch.float32 or logits.shape != (num_rows, self._vocab_size):
+            raise Internal(
+                f"are {logits.dtype} {tuple(logits.shape)}, not fp32 {(num_rows, self._vocab_size)}",
+                field="logits",
+            )
+
+    def _find(self, handles: Sequence[int]) -> list[_State]:
+        if len(set(handles)) != len(handles):
+            raise Internal("a sample draws twice in one step", field="draws")
+        missing = [handle for handle in handles if handle not in self._states]
+        if missing:
+            raise Internal(f"the samples {missing} are not there", field="draws")
+        return [self._states[handle] for handle in handles]
+
+
+def _choose(logits: GroupedLogits, states: Sequence[_State], handles: Sequence[int]) -> list[int]:
+    """The drawn token of each row."""
+    # One copy to the host gives both; in float64 token ids are exact.
+    both = torch.stack((logits.peaks.double(), logits.argmax().double())).tolist()
+    peaks, token_ids = torch.tensor(both[0]), [int(token) for token in both[1]]
+    wrong = (~peaks.isfinite()).nonzero()[:, 0].tolist()
+    if wrong:
+        raise NonFiniteLogits([handles[row] for row in wrong])
+    rows = [row for row, state in enumerate(states) if state.params.temperature > 0.0]
+    if rows:
+        drawn = select(logits, _choices(rows, states, logits.peaks.device)).tolist()
+        for row, token_id in zip(rows, drawn, strict=True):
+            token_ids[row] = token_id
+    return token_ids
+
+
+def _choices(rows: Sequence[int], states: Sequence[_State], device: torch.device) -> Choices:
+    params = [states[row].params for row in rows]
+    return Choices(
+        rows=torch.tensor(rows, device=device),
+        temperatures=torch.tensor(
+            [p.temperature for p in params], dtype=torch.float64, device=device
+        ),
+        keys=torch.tensor([states[row].key for row in rows], dtype=torch.int32, device=device),
+        limits=[(p.top_k, p.top_p, p.min_p) for p in params],
+    )
+
+
+def _output_logprobs(
+    padded: Tensor,
+    adjusted: GroupedLogits,
+    undo: Undo,
+    states: Sequence[_State],
+    token_ids: Sequence[int],
+) -> dict[int, PositionLogprobs]:
+    """Row -> log-probabilities of its drawn token, for the rows that ask."""
+    rows = [row for row, state in enumerate(states) if state.params.logprobs is not None]
+    if not rows:
+        return {}
+    raw = adjusted if undo.is_empty else GroupedLogits.of(padded)
+    vocab_size = padded.shape[1]
+    tops = [min(states[row].params.logprobs or 0, vocab_size) for row in rows]
+    found = position_logprobs(raw, rows, [token_ids[row] for row in rows], tops)
+    return dict(zip(rows, found, strict=True))

@@ -1,0 +1,171 @@
+"""Which bytes of one pool go where in another. Pure arithmetic: no tensor, no transport, no request.
+
+A rank's pool is flat memory with the shape [num_layers, num_blocks, 2 (k, v), rank_kv_heads, block_size,
+head_dim]. One layer of one block is one contiguous range, a *piece*, the unit of transfer.
+
+Ranks split the KV heads: with TP up to the number of heads every rank holds a run of them, beyond it a head
+is held by several neighbouring ranks. A plan between two pools names, for every pair of ranks, the *slices*
+that go from a piece of the one to a piece of the other:
+
+    4 heads, TP 2 -> TP 4           piece of prefill rank 0   k: h0 h1    v: h0 h1
+                                    piece of decode rank 0    k: h0       v: h0         two slices
+                                    piece of decode rank 1    k: h1       v: h1         two slices
+
+Every byte of every decode rank's piece is in exactly one slice of exactly one prefill rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from baton.errors import ConfigError, IncompatiblePeer
+
+DTYPE_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
+_WORD_BYTES = 8  # checksums count in words (kv_transfer.checksum)
+_MUST_AGREE = ("num_layers", "num_kv_heads", "block_size", "head_dim", "dtype")
+
+
+@dataclass(frozen=True, slots=True)
+class PoolLayout:
+    """One rank's pool. `num_kv_heads` are the model's, of which `tp_size` ranks share the holding."""
+
+    num_layers: int
+    num_blocks: int
+    num_kv_heads: int
+    block_size: int
+    head_dim: int
+    dtype: str
+    tp_rank: int = 0
+    tp_size: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("num_layers", "num_blocks", "num_kv_heads", "block_size", "head_dim", "tp_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"must be at least 1, is {getattr(self, name)}", field=name)
+        if self.dtype not in DTYPE_BYTES:
+            raise ConfigError(f"is {self.dtype!r}, known are {', '.join(DTYPE_BYTES)}", field="dtype")
+        if not 0 <= self.tp_rank < self.tp_size:
+            raise ConfigError(f"is {self.tp_rank} of {self.tp_size}", field="tp_rank")
+        if self.num_kv_heads % self.tp_size and self.tp_size % self.num_kv_heads:
+            raise ConfigError(
+                f"{self.tp_size} ranks cannot share {self.num_kv_heads} KV heads evenly",
+                field="tp_size",
+            )
+        if self.head_bytes % _WORD_BYTES:
+            raise ConfigError(
+                f"{self.block_size} x {self.head_dim} {self.dtype} are {self.head_bytes} bytes per "
+                f"head and block, no multiple of {_WORD_BYTES}",
+                field="block_size",
+            )
+
+    @property
+    def heads(self) -> range:
+        """The model's KV heads that this rank holds."""
+        if self.tp_size <= self.num_kv_heads:
+            share = self.num_kv_heads // self.tp_size
+            return range(self.tp_rank * share, (self.tp_rank + 1) * share)
+        head = self.tp_rank * self.num_kv_heads // self.tp_size
+        return range(head, head + 1)
+
+    @property
+    def head_bytes(self) -> int:
+        """k or v of one head in one piece."""
+        return self.block_size * self.head_dim * DTYPE_BYTES[self.dtype]
+
+    @property
+    def piece_bytes(self) -> int:
+        """One layer of one block."""
+        return 2 * len(self.heads) * self.head_bytes
+
+    @property
+    def piece_words(self) -> int:
+        return self.piece_bytes // _WORD_BYTES
+
+    @property
+    def block_bytes(self) -> int:
+        """One block over all layers."""
+        return self.num_layers * self.piece_bytes
+
+    @property
+    def size_bytes(self) -> int:
+        return self.num_blocks * self.block_bytes
+
+    def offset(self, layer: int, block: int) -> int:
+        """Where the piece begins in the pool's memory."""
+        return (layer * self.num_blocks + block) * self.piece_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """`size_bytes` at `source` of every source piece go to `destination` of its destination piece."""
+
+    source: int
+    destination: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A range of the source pool's memory that goes to a range of the destination pool's."""
+
+    source: int
+    destination: int
+    size_bytes: int
+
+
+def plan(source: PoolLayout, destination: PoolLayout) -> tuple[Slice, ...]:
+    """What this prefill rank sends to this decode rank; empty where the two have nothing in common.
+
+    Raises IncompatiblePeer where no copying of bytes turns one layout into the other.
+    """
+    for name in _MUST_AGREE:
+        ours, theirs = getattr(source, name), getattr(destination, name)
+        if ours != theirs:
+            raise IncompatiblePeer(f"is {ours} here and {theirs} at the peer", field=name)
+    shared = [head for head in destination.heads if _sender(source, destination, head)]
+    if not shared:
+        return ()
+    slices: list[Slice] = []
+    for part in range(2):  # k, v
+        first_source = part * len(source.heads) + shared[0] - source.heads.start
+        first_destination = part * len(destination.heads) + shared[0] - destination.heads.start
+        slices.append(
+            Slice(
+                first_source * source.head_bytes,
+                first_destination * source.head_bytes,
+                len(shared) * source.head_bytes,
+            )
+        )
+    return tuple(_merged(slices))
+
+
+def _sender(source: PoolLayout, destination: PoolLayout, head: int) -> bool:
+    """Whether `source` is the one prefill rank that sends `head` to `destination`. Where several hold
+    it, the decode ranks take turns among them."""
+    if head not in source.heads:
+        return False
+    num_copies = max(1, source.tp_size // source.num_kv_heads)
+    return source.tp_rank % num_copies == destination.tp_rank % num_copies
+
+
+def runs(
+    source: PoolLayout,
+    destination: PoolLayout,
+    layer: int,
+    blocks: Sequence[tuple[int, int]],
+    slices: Sequence[Slice],
+) -> Iterator[Run]:
+    """The ranges for `layer` of the (source block, destination block) pairs, neighbours made one."""
+    return _merged(
+        Run(
+            source.offset(layer, source_block) + piece.source,
+            destination.offset(layer, destination_block) + piece.destination,
+            piece.size_bytes,
+        )
+        for source_block, destination_block in blocks
+        for piece in slices
+    )
+
+
+def _merged(ranges: Iterator[Run] | Sequence[Slice]) -> Iterator[Run]: ...
