@@ -3,42 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
 
 from baton import AsyncClient
 from baton.client.results import Model
 from baton.errors import InvalidArgument, UnknownModel
 from baton.types import Usage
+from bench.target import ServerSettings
 from bench.workload import PlannedRequest, prompt_token_ids
 
 
-@dataclass(frozen=True, slots=True)
 class GrpcTarget:
-    """Made by `connect`, which asks the router for its models."""
+    """`model_info`: what the router says of the model; prompts keep below its vocabulary's size."""
 
-    client: AsyncClient
-    model: Model
-    seed: int
-    ignore_eos: bool
+    def __init__(
+        self, client: AsyncClient, model_info: Model, seed: int, *, ignore_eos: bool
+    ) -> None:
+        self.model = model_info.name
+        self.max_model_len: int | None = model_info.max_model_len
+        self._vocab_size = model_info.vocab_size
+        self._client = client
+        self._seed = seed
+        self._ignore_eos = ignore_eos
 
     @classmethod
-    async def connect(
-        cls, addresses: Sequence[str], model: str, *, seed: int, ignore_eos: bool
-    ) -> GrpcTarget:
-        client = AsyncClient(addresses)
+    async def connect(cls, server: ServerSettings, seed: int) -> GrpcTarget:
+        client = AsyncClient(server.addresses)
         try:
-            return cls(client, _chosen(await client.models(), model), seed, ignore_eos)
+            model_info = _chosen(await client.models(), server.model)
         except BaseException:
             await client.close()
             raise
+        return cls(client, model_info, seed, ignore_eos=server.ignore_eos)
 
     async def stream(self, request: PlannedRequest) -> AsyncGenerator[int | Usage, None]:
-        stream = self.client.stream(
-            prompt_token_ids(request, self.model.vocab_size, seed=self.seed),
-            model=self.model.name,
+        stream = self._client.stream(
+            prompt_token_ids(request, self._vocab_size, seed=self._seed),
+            model=self.model,
             max_tokens=request.num_output_tokens,
-            ignore_eos=self.ignore_eos,
-            detokenize=False,
+            ignore_eos=self._ignore_eos,
         )
         async with stream:
             while deltas := await stream.receive():
@@ -48,7 +50,7 @@ class GrpcTarget:
             yield stream.usage
 
     async def close(self) -> None:
-        await self.client.close()
+        await self._client.close()
 
 
 def _chosen(models: Sequence[Model], name: str) -> Model:

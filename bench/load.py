@@ -4,25 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
-from typing import Protocol
 
 from baton.errors import BatonError, DeadlineExceeded
 from baton.types import Usage
 from bench.outcome import Arrival, Outcome
+from bench.target import Target
 from bench.workload import PlannedRequest
-
-
-class Target(Protocol):
-    """A server under load."""
-
-    def stream(self, request: PlannedRequest) -> AsyncGenerator[int | Usage, None]:
-        """Sends the request. Yields the number of tokens of each message as it arrives, and where
-        the server tells it, the usage. Raises BatonError."""
-        ...
-
-    async def close(self) -> None: ...
 
 
 async def run(

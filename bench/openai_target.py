@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncGenerator, AsyncIterator
-from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import httpx
 
 from baton import errors
 from baton.types import Usage
+from bench.target import Api, ServerSettings
 from bench.workload import PlannedRequest, prompt_text
-
-Api: TypeAlias = Literal["completions", "chat"]
 
 _PATHS: dict[Api, str] = {"completions": "completions", "chat": "chat/completions"}
 _CONNECT_TIMEOUT_S = 10.0
@@ -34,47 +32,40 @@ _BY_STATUS: dict[int, type[errors.BatonError]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class OpenAiSettings:
-    """`base_url` ends in /v1 as a rule. `ignore_eos` is an extension that vLLM, SGLang and Baton
-    know; where it is False, nothing but OpenAI's own fields is sent."""
-
-    base_url: str
-    model: str
-    api: Api = "completions"
-    api_key: str = ""
-    ignore_eos: bool = True
-    seed: int = 0
-
-
 class OpenAiTarget:
     """Proxies from the environment are not used: the server is measured, not the way to it."""
 
-    def __init__(self, settings: OpenAiSettings) -> None:
-        self._settings = settings
-        headers = {"Authorization": f"Bearer {settings.api_key}"} if settings.api_key else {}
-        self._http = httpx.AsyncClient(
-            base_url=settings.base_url,
-            headers=headers,
-            timeout=httpx.Timeout(None, connect=_CONNECT_TIMEOUT_S),
-            limits=httpx.Limits(max_connections=None),
-            trust_env=False,
-        )
+    max_model_len: int | None = None
 
-    async def models(self) -> list[str]:
+    def __init__(
+        self, server: ServerSettings, http: httpx.AsyncClient, model: str, seed: int
+    ) -> None:
+        self.model = model
+        self._server = server
+        self._http = http
+        self._seed = seed
+
+    @classmethod
+    async def connect(cls, server: ServerSettings, seed: int) -> OpenAiTarget:
+        """Where no model is named, the first that the server lists."""
         try:
-            response = await self._http.get("models")
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise _lost(error, self._settings.base_url) from error
-        if response.status_code != httpx.codes.OK:
-            raise _refused(response)
+            http = httpx.AsyncClient(
+                base_url=server.base_url,
+                headers={"Authorization": f"Bearer {server.api_key}"} if server.api_key else {},
+                timeout=httpx.Timeout(None, connect=_CONNECT_TIMEOUT_S),
+                limits=httpx.Limits(max_connections=None),
+                trust_env=False,
+            )
+        except httpx.InvalidURL as error:
+            raise _lost(error, server.base_url) from error
         try:
-            return [model["id"] for model in response.json()["data"]]
-        except (ValueError, LookupError, TypeError) as error:
-            raise errors.IncompatiblePeer("its answer is not a list of models") from error
+            return cls(server, http, server.model or await _first_model(http), seed)
+        except BaseException:
+            await http.aclose()
+            raise
 
     async def stream(self, request: PlannedRequest) -> AsyncGenerator[int | Usage, None]:
-        path = _PATHS[self._settings.api]
+        path = _PATHS[self._server.api]
         try:
             async with self._http.stream("POST", path, json=self._body(request)) as response:
                 if response.status_code != httpx.codes.OK:
@@ -86,25 +77,37 @@ class OpenAiTarget:
                     if chunk.get("usage"):
                         yield _usage(chunk["usage"])
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise _lost(error, self._settings.base_url) from error
+            raise _lost(error, self._server.base_url) from error
 
     async def close(self) -> None:
         await self._http.aclose()
 
     def _body(self, request: PlannedRequest) -> dict[str, Any]:
-        settings = self._settings
-        text = prompt_text(request, seed=settings.seed)
+        text = prompt_text(request, seed=self._seed)
         prompt: dict[str, Any] = {"prompt": text}
-        if settings.api == "chat":
+        if self._server.api == "chat":
             prompt = {"messages": [{"role": "user", "content": text}]}
         return {
-            "model": settings.model,
+            "model": self.model,
             **prompt,
             "max_tokens": request.num_output_tokens,
             "stream": True,
             "stream_options": {"include_usage": True},
-            **({"ignore_eos": True} if settings.ignore_eos else {}),
+            **({"ignore_eos": True} if self._server.ignore_eos else {}),
         }
+
+
+async def _first_model(http: httpx.AsyncClient) -> str:
+    try:
+        response = await http.get("models")
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise _lost(error, str(http.base_url)) from error
+    if response.status_code != httpx.codes.OK:
+        raise _refused(response)
+    try:
+        return str(response.json()["data"][0]["id"])
+    except (ValueError, LookupError, TypeError) as error:
+        raise errors.IncompatiblePeer(f"{http.base_url} lists no models") from error
 
 
 async def _chunks(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:

@@ -2,47 +2,36 @@
 
 from __future__ import annotations
 
-import random
+import operator
 from collections.abc import Callable, Sequence
-from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from baton.errors import InvalidArgument
 from bench import load, workload
 from bench.grpc_target import GrpcTarget
-from bench.openai_target import Api, OpenAiSettings, OpenAiTarget
+from bench.openai_target import OpenAiTarget
 from bench.outcome import Outcome, Slo, report
+from bench.target import ServerSettings, Target
 from bench.traces import read_trace
 from bench.workload import Lengths, PlannedRequest
 
-
-@dataclass(frozen=True, slots=True)
-class ServerSettings:
-    """Where the load goes. `model` may be empty where the server has one; with gRPC, `addresses`
-    counts, with OpenAI `base_url`, `api` and `api_key`."""
-
-    protocol: Literal["grpc", "openai"] = "grpc"
-    addresses: tuple[str, ...] = ("127.0.0.1:50051",)
-    base_url: str = "http://127.0.0.1:8000/v1"
-    model: str = ""
-    api: Api = "completions"
-    api_key: str = ""
-    ignore_eos: bool = True
+DEFAULT_NUM_REQUESTS = 64
+DEFAULT_CONCURRENCY = 8
 
 
 @dataclass(frozen=True, slots=True)
 class LoadSettings:
-    """`rate`: random arrivals per second, None those of the trace, or without a trace a closed loop
-    of `concurrency`. `max_model_len`: longer requests are shortened; None the model's, where the
-    server tells it."""
+    """`num_requests`: None the whole trace, or 64. When they arrive: at random, `rate` a second on
+    average; else as in the trace; else a new one whenever fewer than `concurrency` are in flight.
+    `max_model_len`: longer requests are shortened to it; None what the server tells, if it does.
+    """
 
-    num_requests: int = 64
+    num_requests: int | None = None
     concurrency: int | None = None
     rate: float | None = None
-    prompt_tokens: Lengths = Lengths(128, 128)
-    output_tokens: Lengths = Lengths(64, 64)
+    prompt_tokens: Lengths = field(default_factory=lambda: Lengths(128, 128))
+    output_tokens: Lengths = field(default_factory=lambda: Lengths(64, 64))
     trace: Path | None = None
     speedup: float = 1.0
     num_warmup: int = 2
@@ -52,26 +41,80 @@ class LoadSettings:
     slo: Slo = field(default_factory=Slo)
 
 
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What a run tells while it goes: how many requests it has, then every end of one."""
+
+    on_start: Callable[[int], None]
+    on_end: Callable[[Outcome], None]
+
+
 async def measure(
-    server: ServerSettings, settings: LoadSettings, on_end: Callable[[Outcome], None]
+    server: ServerSettings, settings: LoadSettings, progress: Progress
 ) -> dict[str, Any]:
-    """Warms up, runs, and reports. Raises what already the warm-up fails with: a run against the
-    wrong address or model ends at once. `on_end` is told of every request."""
-    requests = plan(settings)
-    target, model, max_model_len = await _connect(server, settings.seed)
-    async with aclosing(_Closing(target)):
-        pass
+    """Warms up, runs, reports. Raises the error of a failed warm-up, so that a run against a wrong
+    address or model ends at once."""
+    planned = plan(settings)
+    target = await _connect(server, settings.seed)
+    try:
+        max_model_len = settings.max_model_len or target.max_model_len
+        requests = workload.fitted(planned, max_model_len) if max_model_len else planned
+        await _warm_up(target, requests, settings.num_warmup)
+        progress.on_start(len(requests))
+        outcomes = await load.run(
+            target,
+            requests,
+            concurrency=_concurrency(settings),
+            timeout_s=settings.timeout_s,
+            on_end=progress.on_end,
+        )
+    finally:
+        await target.close()
+    return {
+        **report(outcomes, settings.slo),
+        "protocol": server.protocol,
+        "model": target.model,
+        "seed": settings.seed,
+        "shortened": sum(map(operator.ne, requests, planned)),
+    }
 
 
 def plan(settings: LoadSettings) -> list[PlannedRequest]:
     """The run's requests, before they are fitted to the model."""
     if settings.trace is not None:
-        requests = read_trace(settings.trace, limit=settings.num_requests)
-        requests = workload.sped_up(requests, settings.speedup)
+        traced = read_trace(settings.trace, limit=settings.num_requests)
+        requests = workload.sped_up(traced, settings.speedup)
     else:
         requests = workload.synthetic(
-            settings.num_requests, settings.prompt_tokens, settings.output_tokens, seed=settings.seed
+            settings.num_requests or DEFAULT_NUM_REQUESTS,
+            settings.prompt_tokens,
+            settings.output_tokens,
+            seed=settings.seed,
         )
     if settings.rate is not None:
         requests = workload.poisson(requests, settings.rate, seed=settings.seed)
     return requests
+
+
+def _concurrency(settings: LoadSettings) -> int | None:
+    """Without a limit of its own, only a closed loop needs one."""
+    is_closed_loop = settings.rate is None and settings.trace is None
+    return settings.concurrency or (DEFAULT_CONCURRENCY if is_closed_loop else None)
+
+
+async def _connect(server: ServerSettings, seed: int) -> Target:
+    if server.protocol == "grpc":
+        return await GrpcTarget.connect(server, seed)
+    return await OpenAiTarget.connect(server, seed)
+
+
+async def _warm_up(target: Target, requests: Sequence[PlannedRequest], num_requests: int) -> None:
+    """Like the run's first requests, with prompts of their own: the run shall not find them
+    cached."""
+    warm = [
+        replace(request, index=-1 - request.index, due_s=None, block_hashes=())
+        for request in requests[:num_requests]
+    ]
+    for outcome in await load.run(target, warm, concurrency=None):
+        if outcome.error is not None:
+            raise outcome.error

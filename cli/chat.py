@@ -1,4 +1,4 @@
-"""`baton chat`: a conversation, turn by turn; line editing on a terminal, plain lines from a pipe."""
+"""`baton chat`: a conversation; line editing on a terminal, plain lines from a pipe."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ class _Chat:
 def _lines(interactive: bool) -> Iterator[str]:
     """What is said, until the end of the input."""
     if not interactive:
-        yield from (line.rstrip("\n") for line in click.get_text_stream("stdin"))
+        yield from (line.rstrip("\n") for line in sys.stdin)
         return
     import readline  # noqa: F401  # input() then edits lines and remembers them
 

@@ -34,9 +34,7 @@ class Snapshot:
     def take(cls, client: Client, num_requests: int) -> Snapshot:
         load = client.load()
         requests = client.requests(num_requests) if num_requests else None
-        return cls(
-            client.workers(), load.num_running_requests, load.num_waiting_requests, requests
-        )
+        return cls(client.workers(), load.num_running_requests, load.num_waiting_requests, requests)
 
 
 def render(snapshot: Snapshot) -> RenderableType:

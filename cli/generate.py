@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from baton.types import PositionLogprobs
 
 
-class _TokenIds(click.ParamType):
+class _TokenIds(click.ParamType[list[int]]):
     name = "ids"
 
     def convert(
@@ -163,7 +163,5 @@ def _print_logprobs(positions: Sequence[PositionLogprobs]) -> None:
     table.add_column("likeliest", style="dim")
     for position in positions:
         top = "  ".join(f"{token_id} {logprob:.3f}" for token_id, logprob in position.top)
-        table.add_row(
-            str(position.token_id), f"{position.logprob:.3f}", str(position.rank), top
-        )
+        table.add_row(str(position.token_id), f"{position.logprob:.3f}", str(position.rank), top)
     chrome().print(table)

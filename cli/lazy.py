@@ -1,4 +1,4 @@
-"""A click group that imports a subcommand only when it is run, so that each pays for itself alone."""
+"""A click group that imports a subcommand only when it runs: each pays for itself alone."""
 
 from __future__ import annotations
 

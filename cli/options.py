@@ -32,7 +32,7 @@ def address_option(command: Function) -> Function:
         multiple=True,
         default=("127.0.0.1:50051",),
         envvar="BATON_ADDRESS",
-        show_default="127.0.0.1:50051",
+        show_default=True,
         show_envvar=True,
         metavar="HOST:PORT",
         help="A router's gRPC; repeatable: others take over where one fails.",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import sys
 from collections.abc import Mapping
 from enum import Enum
 from typing import Any
@@ -53,6 +54,8 @@ def jsonable(value: Any) -> Any:
 
 def milliseconds(seconds: float) -> str:
     """Three digits are enough for a person: 0.42 ms, 12.3 ms, 1.23 s."""
+    if seconds == 0:
+        return "0 ms"
     if seconds >= 1:
         return f"{seconds:.2f} s"
     ms = 1000 * seconds
@@ -64,13 +67,11 @@ def count(number: int, noun: str) -> str:
 
 
 # Generated text may hold anything, also a sequence that reprograms a terminal.
-_UNPRINTABLE = {code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), *range(0x7F, 0xA0))}
-for _code in map(ord, "\n\t"):
-    del _UNPRINTABLE[_code]
+_CONTROLS = {*range(0x20), *range(0x7F, 0xA0)} - {ord("\n"), ord("\t")}
+_HARMLESS = dict.fromkeys(_CONTROLS, "\N{REPLACEMENT CHARACTER}")
 
 
 def write_text(text: str) -> None:
     """Generated text to stdout at once: unchanged into a pipe, harmless on a terminal."""
-    out = click.get_text_stream("stdout")
-    out.write(text.translate(_UNPRINTABLE) if out.isatty() else text)
-    out.flush()
+    sys.stdout.write(text.translate(_HARMLESS) if sys.stdout.isatty() else text)
+    sys.stdout.flush()

@@ -69,6 +69,8 @@ def _usage_parts(usage: Usage, timeline: Timeline) -> list[str]:
         f"{count(usage.num_prompt_tokens, 'prompt token')} ({usage.num_cached_tokens:,} cached)",
         count(usage.num_output_tokens, "output token"),
     ]
+    if instants.FIRST_TOKEN in timeline.events:
+        parts.append(f"first after {milliseconds(timeline.events[instants.FIRST_TOKEN])}")
     if timeline.num_attempts > 1:
         parts.append(count(timeline.num_attempts, "attempt"))
     if timeline.num_preemptions:

@@ -28,6 +28,7 @@ from cli import logs
 @click.option("--num-threads", type=int, help="Threads of the engine (default: torch's choice).")
 @click.option("--max-running", type=int, help="Samples decoded at a time (default 64).")
 @click.option("--max-step-s", type=float, help="Longest engine step in seconds (default 0.25).")
+@click.option("--max-chunk-tokens", type=int, help="Prompt tokens in a step at most (default 512).")
 @click.option("--worker-id", help="Name in the cluster (default: role and process).")
 @click.option("--host", help="Address to listen on (default 127.0.0.1).")
 @click.option("--port", type=int, help="Port to listen on (default: any free one).")

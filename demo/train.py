@@ -360,10 +360,10 @@ def save_model(model: LlamaForCausalLM, tokenizer: Tokenizer, folder: Path) -> N
     (folder / "tokenizer_config.json").write_text(text)
 
 
-def save_metrics(corpus: Corpus, points: list[Point], folder: Path) -> dict[str, float]:
+def save_metrics(corpus: Corpus, points: list[Point], folder: Path) -> dict[str, int | float]:
     """Measure the checkpoint as saved, in float16, and write what the model card quotes."""
     model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    metrics = {"parameters": float(model.num_parameters())}
+    metrics: dict[str, int | float] = {"num_parameters": model.num_parameters()}
     for window in (TRAIN_WINDOW, MAX_POSITIONS):
         nats = held_out_nats(model, corpus.held_out, window, window // 2)
         metrics[f"perplexity_per_token_{window}"] = math.exp(nats)

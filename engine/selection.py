@@ -17,6 +17,7 @@ Masses are float64; on the boundary itself rounding may decide, the same way in 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +28,7 @@ from engine.noise import GROUP_SIZE, group_minima, residuals
 
 _LARGE_TOP_K = 512  # from here on the k-th largest alone is found faster than the k largest
 _NUM_SPARE = 16  # how many logits equal to the k-th are looked for beside the k largest
+_BLOCK_ROWS = 16  # on the CPU: what a block needs stays in the cache, and is not fresh memory
 _NO_TOKEN = 1 << 62
 _ROUNDING = 1e-9  # far above the error of a score, far below what makes a race longer
 
@@ -41,7 +43,15 @@ class Choices:
     rows: Tensor
     temperatures: Tensor
     keys: Tensor
-    limits: list[tuple[int, float, float]]
+    limits: Sequence[tuple[int, float, float]]
+
+    def part(self, places: Tensor | slice) -> Choices:
+        limits = (
+            self.limits[places]
+            if isinstance(places, slice)
+            else [self.limits[place] for place in places.tolist()]
+        )
+        return Choices(self.rows[places], self.temperatures[places], self.keys[places], limits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,25 +64,26 @@ class _Nucleus:
 
 def select(logits: GroupedLogits, choices: Choices) -> Tensor:
     """The drawn tokens: int64 [n]. Every row needs a finite peak."""
+    num_rows = len(choices.limits)
+    if choices.rows.device.type != "cpu" or num_rows <= _BLOCK_ROWS:
+        return _select(logits, choices)
+    blocks = [slice(i, i + _BLOCK_ROWS) for i in range(0, num_rows, _BLOCK_ROWS)]
+    return torch.cat([_select(logits, choices.part(block)) for block in blocks])
+
+
+def _select(logits: GroupedLogits, choices: Choices) -> Tensor:
     floors, nucleus = _floors(logits, choices)
     tokens, winners = _race(logits, choices, floors)
     places, masses = nucleus.places, nucleus.masses
     while places.numel():
         above = _mass_above(logits, choices, places, winners[places])
-        rejected = above >= masses
         # The most likely token stays even where top_p is 0.
-        rejected &= winners[places] < logits.peaks[choices.rows[places]]
+        rejected = (above >= masses) & (above > 0.0)
         places, masses = places[rejected], masses[rejected]
         if places.numel():
             floor = torch.nextafter(winners[places], torch.full_like(winners[places], torch.inf))
-            tokens[places], winners[places] = _race(logits, _subset(choices, places), floor)
+            tokens[places], winners[places] = _race(logits, choices.part(places), floor)
     return tokens
-
-
-def _subset(choices: Choices, places: Tensor) -> Choices:
-    return Choices(
-        choices.rows[places], choices.temperatures[places], choices.keys[places], limits=[]
-    )
 
 
 def _race(logits: GroupedLogits, choices: Choices, floors: Tensor) -> tuple[Tensor, Tensor]:

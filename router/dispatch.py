@@ -60,7 +60,7 @@ class Dispatcher:
         return self._fleet.is_serving()
 
     def token_bytes(self, model: str, token_id: int) -> bytes:
-        text = self._models.get(model).text
+        text = self._models.texts.get(model)
         return text.token_bytes(token_id) if text else b""
 
     async def generate(self, request: GenerateInput) -> AsyncGenerator[GenerateUpdate, None]:

@@ -21,8 +21,8 @@ TIMELINE = Timeline({"received": 0.0, "finished": 0.5}, "d0", "", 0, 3, 1, 0)
 
 
 class FakeInference(inference_pb2_grpc.InferenceServicer):
-    """`die_after`: output tokens after which a stream is lost, once. `refuse`: raised at the
-    door."""
+    """`die_after`: output tokens after which a stream is lost, once; -1: amid the prompt's
+    log-probabilities, of which there are two. `refuse`: raised at the door."""
 
     def __init__(self, *, die_after: int | None = None, pause_s: float = 0.0) -> None:
         self.die_after = die_after
@@ -52,17 +52,25 @@ class FakeInference(inference_pb2_grpc.InferenceServicer):
             raise
 
     async def _samples(self, request: pb.GenerateRequest, seed: int) -> AsyncIterator[Any]:
+        if request.sampling.HasField("prompt_logprobs"):
+            for token_id in (1, 2):
+                logprobs = convert.logprobs_to_proto(PositionLogprobs(token_id, -1.0, 1))
+                yield pb.GenerateResponse(prompt_logprobs=[logprobs])
+                self._die(at=-1)
         num_samples = max(1, request.sampling.n)
         forced = [len(sample.ids) for sample in request.output_token_ids] or [0] * num_samples
         for index in range(num_samples):
             for position in range(forced[index], request.sampling.max_tokens):
-                if self.die_after == position:
-                    self.die_after = None
-                    raise errors.Unavailable("this router dies")
+                self._die(at=position)
                 yield pb.GenerateResponse(deltas=[self._delta(request, seed, index, position)])
                 await asyncio.sleep(self.pause_s)
         usage = convert.usage_to_proto(Usage(3, 0, request.sampling.max_tokens * num_samples))
         yield pb.GenerateResponse(usage=usage, timeline=convert.timeline_to_proto(TIMELINE))
+
+    def _die(self, *, at: int) -> None:
+        if self.die_after == at:
+            self.die_after = None
+            raise errors.Unavailable("this router dies")
 
     def _delta(
         self, request: pb.GenerateRequest, seed: int, index: int, position: int

@@ -166,7 +166,7 @@ class AsyncStream:
             self.num_prompt_tokens = message.admitted.num_prompt_tokens
         if message.prompt_logprobs:
             positions = map(convert.logprobs_from_proto, message.prompt_logprobs)
-            self.prompt_logprobs = tuple(positions)
+            self.prompt_logprobs += tuple(positions)
         for each in message.deltas:
             self._take_delta(delta_from_proto(each))
         if message.HasField("usage"):
@@ -209,10 +209,11 @@ class AsyncStream:
         self.num_continuations += 1
         self._request.model = self.model
         self._request.sampling.seed = self.seed
-        if self.prompt_logprobs:
-            self._request.sampling.ClearField("prompt_logprobs")
         del self._request.output_token_ids[:]
-        if any(self._output):
+        if not any(self._output):
+            self.prompt_logprobs = ()  # whatever part had arrived comes again, from the start
+        else:
+            self._request.sampling.ClearField("prompt_logprobs")  # they precede the first token
             num_samples = max(len(self._output), self._request.sampling.n)
             self._output += [[] for _ in range(num_samples - len(self._output))]
             self._request.output_token_ids.extend(convert.token_ids_to_proto(self._output))

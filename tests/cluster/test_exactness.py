@@ -54,6 +54,12 @@ def prompts() -> list[list[int]]:
     return [[rng.randrange(300) for _ in range(length)] for length in LENGTHS]
 
 
+def crowd() -> list[list[int]]:
+    """Many prompts of nearly a block: all fit the pool at first, and all need a second block at once."""
+    rng = random.Random(2)
+    return [[rng.randrange(300) for _ in range(50)] for _ in range(30)]
+
+
 def greedy(client: Client, prompt: Sequence[int], **options: Any) -> Generation:
     return client.generate(prompt, temperature=0.0, max_tokens=NUM_NEW, ignore_eos=True, **options)
 
@@ -66,8 +72,10 @@ async def in_a_batch(address: str, batch: Sequence[Sequence[int]], **options: An
 
 @pytest.fixture(scope="module", params=list(QUIRKS))
 def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Stored in 16 bits, as models are published, so that packing the weights rounds nothing."""
     family, quirks = QUIRKS[request.param]
-    return make_checkpoint(tmp_path_factory.mktemp("model"), family, **quirks)
+    dtype = torch.bfloat16 if request.param == "llama" else torch.float16
+    return make_checkpoint(tmp_path_factory.mktemp("model"), family, dtype=dtype, **quirks)
 
 
 def test_deterministic_is_transformers_and_bit_exact(checkpoint: Path) -> None:
@@ -78,20 +86,25 @@ def test_deterministic_is_transformers_and_bit_exact(checkpoint: Path) -> None:
         with Client(cluster.address) as client:
             alone = [greedy(client, prompt) for prompt in prompts()]
             warm = [greedy(client, prompt) for prompt in prompts()]
+            few = [greedy(client, prompt) for prompt in crowd()[:6]]
             checked = client.generate(
                 prompts()[7], temperature=0.0, max_tokens=8, logprobs=5, prompt_logprobs=0
             )
         batch = asyncio.run(
             in_a_batch(cluster.address, prompts() * 2, temperature=0.0, ignore_eos=True)
         )
-    for prompt, generation in zip(prompts(), alone, strict=True):
+        crowded = asyncio.run(
+            in_a_batch(cluster.address, crowd(), temperature=0.0, ignore_eos=True)
+        )
+    for prompt, generation in zip([*prompts(), *crowd()], [*alone, *crowded], strict=True):
         assert len(generation.token_ids) == NUM_NEW
         reference.check_greedy(prompt, generation.token_ids, "fp32", ties)
     ties.check()
     assert [g.token_ids for g in warm] == [g.token_ids for g in alone]
     assert [g.token_ids for g in batch] == 2 * [g.token_ids for g in alone]
     assert any(g.usage.num_cached_tokens for g in warm)
-    assert any(g.timeline.num_preemptions for g in batch), "the pool was not small enough"
+    assert [g.token_ids for g in crowded[:6]] == [g.token_ids for g in few]
+    assert any(g.timeline.num_preemptions for g in crowded), "the pool was not small enough"
     check_logprobs(reference, prompts()[7], checked)
 
 
@@ -112,7 +125,7 @@ def check_logprobs(reference: Reference, prompt: Sequence[int], got: Generation)
 
 def test_packed_fp16_is_transformers_up_to_ties(checkpoint: Path) -> None:
     reference, ties = Reference(checkpoint), Ties()
-    with LocalCluster(str(checkpoint), worker_flags={"num_blocks": 200}) as cluster:
+    with LocalCluster(str(checkpoint), worker_flags={"num_blocks": 200, "kv_dtype": "fp32"}) as cluster:
         batch = asyncio.run(
             in_a_batch(cluster.address, prompts(), temperature=0.0, ignore_eos=True)
         )

@@ -133,10 +133,10 @@ def expected(shape: Shape, prompt: Prompt) -> Float64:
     v = prompt.v.to(shape.dtype).double().numpy().repeat(group, axis=1)
     ago = np.arange(num_tokens)[:, None] - np.arange(num_tokens)[None, :]
     seen = (ago >= 0) & ((ago < shape.window) if shape.window else True)
-    scores = np.where(seen, np.einsum("qhd,khd->hqk", q, k) * shape.scale, -np.inf)
+    scores = np.where(seen, np.einsum("qhd,khd->hqk", q, k, optimize=True) * shape.scale, -np.inf)
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     weights /= weights.sum(axis=-1, keepdims=True)
-    result: Float64 = np.einsum("hqk,khd->qhd", weights, v)
+    result: Float64 = np.einsum("hqk,khd->qhd", weights, v, optimize=True)
     return result
 
 

@@ -148,6 +148,17 @@ async def test_lost_stream_goes_on_at_the_next_router(
     assert routers[1].fake.traceparents == [TRACE]
 
 
+@pytest.mark.parametrize("die_after", [-1, 0, 1])
+async def test_prompt_logprobs_arrive_once(
+    client: AsyncClient, routers: list[Router], die_after: int
+) -> None:
+    routers[0].fake.die_after = die_after
+    generation = await client.generate("hi", max_tokens=2, prompt_logprobs=1)
+    assert [position.token_id for position in generation.prompt_logprobs] == [1, 2]
+    assert generation.token_ids == (7, 8)
+    assert len(routers[1].fake.requests) == 1
+
+
 async def test_samples_not_begun_are_continued_from_nothing(
     client: AsyncClient, routers: list[Router]
 ) -> None:

@@ -12,7 +12,7 @@ import httpx
 import pytest
 from prometheus_client import CollectorRegistry, Counter
 
-from baton.errors import Draining, InvalidArgument, Overloaded, Unavailable
+from baton.errors import ConfigError, Draining, InvalidArgument, Overloaded, Unavailable
 from router.http.app import create_app
 from router.http.body import MAX_BODY_BYTES
 from router.http.server import HttpServer
@@ -325,3 +325,10 @@ def events_of(response: httpx.Response) -> list[dict[str, Any]]:
     assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
     lines = [line for line in response.text.split("\n\n") if line and line != "data: [DONE]"]
     return [json.loads(line.removeprefix("data: ")) for line in lines]
+
+
+async def test_a_port_in_use_is_a_config_error(http: httpx.AsyncClient) -> None:
+    app = create_app(FakeFrontend(), CollectorRegistry())
+    with pytest.raises(ConfigError, match="Address already in use") as caught:
+        await HttpServer.start(app, "127.0.0.1", http.base_url.port or 0)
+    assert caught.value.field == "http_port"

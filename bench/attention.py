@@ -1,0 +1,199 @@
+"""Paged attention on the CPU against torch's, and against what this machine's memory and cores give.
+
+    python -m bench.attention [--threads N] [--pairs N] [--json]
+
+Per case, in turn: the kernel, torch's SDPA over KV gathered from the same blocks (the gathering is part
+of its cost, and is also shown alone), and the machine's limit, which is its read bandwidth for decode
+and its best GEMM for prefill. Decode reads each KV byte once; prefill counts causal FLOPs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from bench.statistics import median, pairwise_ratio
+from engine.kernels import Kernels, load
+
+_LIMIT_BYTES = 256 << 20  # read for the bandwidth: far past every cache
+_LIMIT_SIZE = 1024  # of the square matrices of the GEMM
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """`num_requests` prompts of `length` tokens, of which the last `num_new` are computed."""
+
+    name: str
+    num_requests: int
+    length: int
+    num_new: int
+    num_heads: int = 14
+    num_kv_heads: int = 2
+    head_dim: int = 64
+    dtype: torch.dtype = torch.float32
+    block_size: int = 64
+
+    @property
+    def kv_bytes(self) -> int:
+        per_token = 2 * self.num_kv_heads * self.head_dim * self.dtype.itemsize
+        return self.num_requests * self.length * per_token
+
+    @property
+    def flops(self) -> int:
+        seen = sum(range(self.length - self.num_new + 1, self.length + 1))
+        return 4 * self.num_requests * self.num_heads * self.head_dim * seen
+
+
+def cases() -> list[Case]:
+    half = torch.float16
+    return [
+        Case("decode 32 x 2048, fp32", 32, 2048, 1),
+        Case("decode 32 x 2048, fp16", 32, 2048, 1, dtype=half),
+        Case("decode 1 x 2048, fp16", 1, 2048, 1, dtype=half),
+        Case("decode 8 x 2048, 12/4 heads, fp32", 8, 2048, 1, 12, 4),
+        Case("decode 8 x 2048, 12/4 heads, fp16", 8, 2048, 1, 12, 4, dtype=half),
+        Case("decode 8 x 2048, 8/8 heads of 128, fp16", 8, 2048, 1, 8, 8, 128, half),
+        Case("decode 8 x 8192, fp32", 8, 8192, 1),
+        Case("prefill 512, fp32", 1, 512, 512),
+        Case("prefill 2048, fp32", 1, 2048, 2048),
+        Case("prefill 2048, fp16", 1, 2048, 2048, dtype=half),
+        Case("prefill 256 after 2048, fp16", 1, 2304, 256, dtype=half),
+    ]
+
+
+class Run:
+    """The tensors of one case, with blocks in random order."""
+
+    def __init__(self, case: Case, kernels: Kernels) -> None:
+        self.case, self._kernels = case, kernels
+        per_request = -(-case.length // case.block_size)
+        num_blocks = case.num_requests * per_request
+        size = (num_blocks, 2, case.num_kv_heads, case.block_size, case.head_dim)
+        num_rows = case.num_requests * case.num_new
+        self._cache = torch.randn(size).to(case.dtype)
+        self._tables = torch.randperm(num_blocks).view(case.num_requests, -1).int()
+        self._query_starts = torch.arange(case.num_requests + 1).int() * case.num_new
+        self._starts = torch.full((case.num_requests,), case.length - case.num_new).int()
+        self._q = torch.randn(num_rows, case.num_heads, case.head_dim)
+        self._out = torch.empty_like(self._q)
+
+    def attend(self) -> Tensor:
+        self._kernels.attend(
+            self._q,
+            self._cache,
+            self._tables,
+            self._query_starts,
+            self._starts,
+            self.case.head_dim**-0.5,
+            0,
+            self._out,
+        )
+        return self._out
+
+    def gather(self) -> Tensor:
+        """[2, num_requests, num_kv_heads, length, head_dim], in fp32."""
+        blocks = self._cache[self._tables.long()]  # [requests, blocks, 2, heads, size, dim]
+        return blocks.permute(2, 0, 3, 1, 4, 5).flatten(3, 4)[..., : self.case.length, :].float()
+
+    def sdpa(self) -> Tensor:
+        """Query heads are grouped by their KV head, which suits SDPA best for decode."""
+        case = self.case
+        keys, values = self.gather()
+        q = self._q.view(case.num_requests, case.num_new, case.num_heads, case.head_dim)
+        if case.num_new == 1:
+            grouped = q.view(case.num_requests, case.num_kv_heads, -1, case.head_dim)
+            return scaled_dot_product_attention(grouped, keys, values).view_as(self._q)
+        mask = None
+        if case.num_new < case.length:
+            mask = torch.ones(case.num_new, case.length, dtype=torch.bool)
+            mask = mask.tril(case.length - case.num_new)
+        out = scaled_dot_product_attention(
+            q.transpose(1, 2), keys, values, mask, is_causal=mask is None, enable_gqa=True
+        )
+        return out.transpose(1, 2).reshape(self._q.shape)
+
+
+class Limits:
+    """What the machine gives at this moment: bytes or FLOPs per second."""
+
+    def __init__(self) -> None:
+        self._bytes = torch.ones(_LIMIT_BYTES // 4)
+        self._a = torch.randn(_LIMIT_SIZE, _LIMIT_SIZE)
+
+    def read_rate(self) -> float:
+        return _LIMIT_BYTES / seconds(self._bytes.sum)
+
+    def gemm_rate(self) -> float:
+        return 2 * _LIMIT_SIZE**3 / seconds(lambda: self._a @ self._a)
+
+
+def seconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def measure(run: Run, limits: Limits, num_pairs: int) -> dict[str, object]:
+    case = run.case
+    decode = case.num_new == 1
+    torch.testing.assert_close(run.attend(), run.sdpa(), rtol=1e-4, atol=1e-5)
+    ours, theirs, gathering, limit = [], [], [], []
+    for _ in range(num_pairs):
+        ours.append(seconds(run.attend))
+        theirs.append(seconds(run.sdpa))
+        gathering.append(seconds(run.gather))
+        limit.append(limits.read_rate() if decode else limits.gemm_rate())
+    work = case.kv_bytes if decode else case.flops
+    rates = [work / t for t in ours]
+    speedup, share = pairwise_ratio(theirs, ours), pairwise_ratio(rates, limit)
+    return {
+        "case": case.name,
+        "kind": "decode" if decode else "prefill",
+        "ms": median(ours) * 1e3,
+        "torch_ms": median(theirs) * 1e3,
+        "torch_gather_ms": median(gathering) * 1e3,
+        "speedup": speedup.median,
+        "ci95": speedup.ci95,
+        "rate": median(rates) / 1e9,
+        "unit": "GB/s" if decode else "GFLOP/s",
+        "limit": median(limit) / 1e9,
+        "share_of_limit": share.median,
+        "share_ci95": share.ci95,
+        "n": speedup.n,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0] if __doc__ else None)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--pairs", type=int, default=15, help="measurements of each side")
+    parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
+    arguments = parser.parse_args()
+    kernels = load()
+    if kernels is None:
+        sys.exit("the kernels cannot be built here")
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    limits, rows = Limits(), []
+    print(f"{'case':42} {'ms':>8} {'torch':>8} {'faster':>7} {'rate':>8} {'limit':>8} {'share':>6}")
+    for case in cases():
+        row = measure(Run(case, kernels), limits, arguments.pairs)
+        rows.append(row)
+        print(
+            "{case:42} {ms:8.3f} {torch_ms:8.3f} {speedup:6.1f}x {rate:8.1f} {limit:8.1f} "
+            "{share_of_limit:6.0%} {unit}".format(**row)
+        )
+    if arguments.json:
+        print(json.dumps({"threads": arguments.threads, "rows": rows}))
+
+
+if __name__ == "__main__":
+    main()
