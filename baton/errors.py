@@ -127,6 +127,8 @@ STATUS: dict[type[BatonError], Status] = {
 BY_CODE: dict[str, type[BatonError]] = {status.code: kind for kind, status in STATUS.items()}
 
 
-def from_code(code: str, message: str, *, field: str = "", retry_after_s: float = 0.0) -> BatonError:
+def from_code(
+    code: str, message: str, *, field: str = "", retry_after_s: float = 0.0
+) -> BatonError:
     """Rebuilds the error that `code` names; an unknown code becomes `Internal`."""
     return BY_CODE.get(code, Internal)(message, field=field, retry_after_s=retry_after_s)

@@ -107,7 +107,7 @@ class _Chat:
 
     def _remark(self, stream: Stream) -> None:
         """One dim line under an answer that ended by itself."""
-        from cli.output import chrome, count, milliseconds
+        from cli.output import SEPARATOR, chrome, count, milliseconds
         from cli.timeline import timeline_json
 
         if stream.usage is None or stream.timeline is None:
@@ -119,7 +119,7 @@ class _Chat:
             parts.append(f"first after {milliseconds(events['first_token'])}")
             parts.append(f"{usage.num_cached_tokens:,} of {usage.num_prompt_tokens:,} cached")
         if self.interactive:
-            chrome().print(" · ".join(parts), style="dim")
+            chrome().print(SEPARATOR.join(parts), style="dim")
 
 
 def _lines(interactive: bool) -> Iterator[str]:

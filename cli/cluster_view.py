@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -14,8 +15,8 @@ from baton.client.results import RequestStatus
 from baton.client.sync_client import Client
 from baton.state.base import Member
 from baton.types import PoolLoad
-from cli.output import milliseconds
-from cli.timeline import phases
+from cli.output import count, jsonable, milliseconds
+from cli.timeline import phases, timeline_json
 
 _BAR_CELLS = 10
 _LEASE_WARNING_S = 2.0
@@ -23,7 +24,7 @@ _LEASE_WARNING_S = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """`requests`: None where they were not asked for."""
+    """A moment of the cluster. `requests`: None where they were not asked for."""
 
     workers: Sequence[Member]
     num_running_requests: int
@@ -37,11 +38,19 @@ class Snapshot:
         return cls(client.workers(), load.num_running_requests, load.num_waiting_requests, requests)
 
 
+def snapshot_json(snapshot: Snapshot) -> dict[str, Any]:
+    """Requests with the durations of their phases, as `baton generate --json` has them."""
+    shown: dict[str, Any] = jsonable(snapshot)
+    for status, request in zip(shown["requests"] or (), snapshot.requests or (), strict=True):
+        status["timeline"] = timeline_json(request.timeline)
+    return shown
+
+
 def render(snapshot: Snapshot) -> RenderableType:
     parts: list[RenderableType] = [
-        f"[bold]{len(snapshot.workers)}[/] {'worker' if len(snapshot.workers) == 1 else 'workers'}"
-        f" · [bold]{snapshot.num_running_requests:,}[/] running"
-        f" · [bold]{snapshot.num_waiting_requests:,}[/] waiting at the router",
+        f"[bold]{count(len(snapshot.workers), 'worker')}[/]"
+        f" · {snapshot.num_running_requests:,} running"
+        f" · {snapshot.num_waiting_requests:,} waiting at the router",
     ]
     if snapshot.workers:
         parts.append(_workers(snapshot.workers))
@@ -57,12 +66,11 @@ def _table() -> Table:
 
 def _workers(members: Sequence[Member]) -> Table:
     table = _table()
-    table.add_column("worker", overflow="fold")
+    table.add_column("worker", overflow="fold", min_width=15)
     table.add_column("model", overflow="fold")
     table.add_column("blocks held", no_wrap=True)
     table.add_column("run/wait", justify="right", no_wrap=True)
-    table.add_column("prefill", justify="right", no_wrap=True)
-    table.add_column("step", justify="right", no_wrap=True)
+    table.add_column("speed", justify="right", no_wrap=True)
     table.add_column("lease", justify="right", no_wrap=True)
     for member in members:
         info = member.info
@@ -70,7 +78,7 @@ def _workers(members: Sequence[Member]) -> Table:
         model = Text(info.model).append(f"\n{info.role.name.lower()}", style="dim")
         lease = _lease(member)
         if not member.loads:
-            table.add_row(name, model, Text("not reported yet", style="dim"), "", "", "", lease)
+            table.add_row(name, model, Text("not reported yet", style="dim"), "", "", lease)
         for load in member.loads:
             table.add_row(name, model, *_load_cells(load), lease)
             name, model, lease = Text(), Text(), Text()  # once for all pools of the worker
@@ -78,10 +86,18 @@ def _workers(members: Sequence[Member]) -> Table:
 
 
 def _load_cells(load: PoolLoad) -> tuple[RenderableType, ...]:
-    rate = f"{load.prefill_tokens_per_s:,.0f}/s" if load.prefill_tokens_per_s else "–"
-    step = milliseconds(load.decode_step_s) if load.decode_step_s else "–"
     running = f"{load.num_running_requests}/{load.num_waiting_requests}"
-    return _blocks(load), running, rate, step
+    return _blocks(load), running, _speed(load)
+
+
+def _speed(load: PoolLoad) -> Text:
+    """Measured by the worker; nothing before its first step."""
+    text = Text()
+    if load.prefill_tokens_per_s:
+        text.append(f"{load.prefill_tokens_per_s:,.0f} tokens/s")
+    if load.decode_step_s:
+        text.append(f"\n{milliseconds(load.decode_step_s)} a step", style="dim")
+    return text
 
 
 def _blocks(load: PoolLoad) -> Text:

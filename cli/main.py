@@ -28,7 +28,7 @@ _COMMANDS = {
     "generate": LazyCommand("cli.generate:generate", "Continue a prompt, streaming."),
     "chat": LazyCommand("cli.chat:chat", "Talk with a model, turn by turn."),
     "status": LazyCommand("cli.status:status", "Show workers, their load, and requests."),
-    "top": LazyCommand("cli.top:top", "Watch workers and requests, full-screen."),
+    "top": LazyCommand("cli.status:top", "Watch workers and requests, full-screen."),
     "drain": LazyCommand("cli.drain:drain", "Tell a worker to finish what runs, and leave."),
     "bench": LazyCommand("cli.bench:bench", "Measure."),
     "router": LazyCommand("cli.router:router", "Run a router: gRPC and OpenAI HTTP."),

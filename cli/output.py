@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import Enum
 from typing import Any
 
@@ -14,6 +14,8 @@ import click
 from rich.console import Console
 
 from baton.errors import BatonError
+
+SEPARATOR = " · "
 
 
 def console() -> Console:
@@ -59,7 +61,18 @@ def milliseconds(seconds: float) -> str:
     if seconds >= 1:
         return f"{seconds:.2f} s"
     ms = 1000 * seconds
-    return f"{ms:.2f} ms" if ms < 10 else f"{ms:.1f} ms"
+    return f"{ms:.{2 if ms < 10 else 1 if ms < 100 else 0}f} ms"
+
+
+def joined(parts: Iterable[str], width: int) -> str:
+    """The parts in lines of at most `width`, broken between parts only."""
+    lines: list[str] = []
+    for part in parts:
+        if lines and len(lines[-1]) + len(SEPARATOR) + len(part) <= width:
+            lines[-1] += SEPARATOR + part
+        else:
+            lines.append(part)
+    return "\n".join(lines)
 
 
 def count(number: int, noun: str) -> str:

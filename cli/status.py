@@ -30,7 +30,7 @@ def status(with_requests: bool, watch: bool, addresses: tuple[str, ...], as_json
     """
     from rich.live import Live
 
-    from cli.cluster_view import render
+    from cli.cluster_view import render, snapshot_json
     from cli.connect import connected
     from cli.output import console, print_json
 
@@ -38,7 +38,7 @@ def status(with_requests: bool, watch: bool, addresses: tuple[str, ...], as_json
         snapshots = _snapshots(client, _NUM_REQUESTS if with_requests else 0, again=watch)
         if as_json:
             for snapshot in snapshots:
-                print_json(snapshot)
+                print_json(snapshot_json(snapshot))
         elif watch:
             with Live(console=console(), auto_refresh=False) as live:
                 for snapshot in snapshots:
@@ -54,7 +54,7 @@ def top(addresses: tuple[str, ...], as_json: bool) -> None:
     """Watch workers and requests, full-screen, until Ctrl-C. (--json: one object per second.)"""
     from rich.live import Live
 
-    from cli.cluster_view import render
+    from cli.cluster_view import render, snapshot_json
     from cli.connect import connected
     from cli.output import console, print_json
 
@@ -62,7 +62,7 @@ def top(addresses: tuple[str, ...], as_json: bool) -> None:
         snapshots = _snapshots(client, _NUM_REQUESTS, again=True)
         if as_json:
             for snapshot in snapshots:
-                print_json(snapshot)
+                print_json(snapshot_json(snapshot))
         with Live(console=console(), screen=True, auto_refresh=False) as live:
             for snapshot in snapshots:
                 live.update(render(snapshot), refresh=True)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from baton import instants
 from baton.types import Timeline, Usage
-from cli.output import count, jsonable, milliseconds
+from cli.output import count, joined, jsonable, milliseconds
 
 _BAR_CELLS = 24
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
@@ -60,8 +60,14 @@ def timeline_json(timeline: Timeline) -> dict[str, Any]:
 
 def print_timeline(console: Console, usage: Usage, timeline: Timeline, *remarks: str) -> None:
     """Usage with `remarks`, phases to scale, and the instants."""
-    console.print(Text(" · ".join((*_usage_parts(usage, timeline), *remarks))))
-    console.print(Group(_phase_table(usage, timeline), _instants_text(timeline)))
+    console.print(joined((*_usage_parts(usage, timeline), *remarks), console.width), markup=False)
+    console.print(_phase_table(usage, timeline))
+    named = (
+        f"{name} {milliseconds(timeline.events[name])}"
+        for name in instants.ORDER
+        if name in timeline.events
+    )
+    console.print(joined(named, console.width), style="dim")
 
 
 def _usage_parts(usage: Usage, timeline: Timeline) -> list[str]:
@@ -131,12 +137,3 @@ def _bytes(size_bytes: float) -> str:
             return f"{size_bytes:.3g} {unit}"
         size_bytes /= 1000
     return f"{size_bytes:.3g} GB"
-
-
-def _instants_text(timeline: Timeline) -> Text:
-    named = [
-        f"{name} {milliseconds(timeline.events[name])}".replace(" ", "\N{NO-BREAK SPACE}")
-        for name in instants.ORDER
-        if name in timeline.events
-    ]
-    return Text(" · ".join(named), style="dim")

@@ -11,7 +11,9 @@ _POLL_S = 0.2
 
 
 @click.command()
-@click.option("--model", required=True, help="Checkpoint folder, or with --load-format dummy a shape.")
+@click.option(
+    "--model", required=True, help="Checkpoint folder, or with --load-format dummy a shape."
+)
 @click.option("--load-format", type=click.Choice(["auto", "dummy"]), default="auto")
 @click.option("--workers", "num_workers", type=click.IntRange(1), default=1, show_default=True)
 @click.option("--grpc-port", type=int, default=50051, show_default=True)
@@ -21,7 +23,9 @@ _POLL_S = 0.2
 @click.option("--deterministic", is_flag=True, help="Bit-exact whatever the batch.")
 @click.option("--num-blocks", type=int, help="KV blocks per worker.")
 @click.option("--num-threads", type=int, help="Engine threads per worker.")
-def up(num_workers: int, model: str, grpc_port: int, http_port: int, **worker_flags: object) -> None:
+def up(
+    num_workers: int, model: str, grpc_port: int, http_port: int, **worker_flags: object
+) -> None:
     """Start a router and workers, and run until Ctrl-C."""
     from baton.errors import Unavailable
     from cluster.local import LocalCluster

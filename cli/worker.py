@@ -13,7 +13,9 @@ from cli import logs
 
 
 @click.command()
-@click.option("--config", type=click.Path(path_type=Path, exists=True), help="TOML, section [decode].")
+@click.option(
+    "--config", type=click.Path(path_type=Path, exists=True), help="TOML, section [decode]."
+)
 @click.option("--model", help="Checkpoint folder, or with --load-format dummy a shape's name.")
 @click.option("--model-name", help="Name that clients ask for (default: the folder's).")
 @click.option("--load-format", type=click.Choice(["auto", "dummy"]))

@@ -70,7 +70,9 @@ class BlockManager:
 
     def acquire(self, block_ids: Sequence[BlockId]) -> list[int]:
         """References the blocks of the longest published prefix of `block_ids` and returns them."""
-        blocks = [self._published[block_id] for block_id in block_ids[: self.num_matched(block_ids)]]
+        blocks = [
+            self._published[block_id] for block_id in block_ids[: self.num_matched(block_ids)]
+        ]
         self.share(blocks)
         return blocks
 
@@ -162,7 +164,9 @@ class BlockManager:
             raise IntegrityError("a block is in two states, or in none")
         for block_id, block in self._published.items():
             if self._id_of[block] != block_id:
-                raise IntegrityError(f"block {block} is published under an id that it does not carry")
+                raise IntegrityError(
+                    f"block {block} is published under an id that it does not carry"
+                )
         if sum(i is not None for i in self._id_of) != len(self._published):
             raise IntegrityError("a block carries an id that is not published")
 

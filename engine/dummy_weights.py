@@ -34,7 +34,9 @@ class DummyWeights:
 def elements(name: str, fan_in: int, start: int, count: int) -> Tensor:
     """Elements [start, start + count) of the flattened tensor `name`, fp32."""
     key = int.from_bytes(blake2b(name.encode(), digest_size=4).digest(), "little", signed=True)
-    scale = math.sqrt(3 / fan_in) / 2**31  # a uniform value in [-a, a] has the deviation a / sqrt(3)
+    scale = (
+        math.sqrt(3 / fan_in) / 2**31
+    )  # a uniform value in [-a, a] has the deviation a / sqrt(3)
     out = torch.empty(count, dtype=torch.float32)
     lanes = torch.arange(min(count, _CHUNK), dtype=torch.int32)
     for begin in range(0, count, _CHUNK):

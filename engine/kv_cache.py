@@ -85,7 +85,9 @@ class KvCache:
         self.num_blocks = num_blocks
         if buffer is None:
             try:
-                buffer = torch.zeros(layout.size_bytes(num_blocks), dtype=torch.uint8, device=device)
+                buffer = torch.zeros(
+                    layout.size_bytes(num_blocks), dtype=torch.uint8, device=device
+                )
             except (RuntimeError, torch.OutOfMemoryError) as error:
                 raise ConfigError(
                     f"cannot allocate {layout.size_bytes(num_blocks)} bytes of KV cache: {error}",

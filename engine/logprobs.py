@@ -10,7 +10,7 @@ from torch import Tensor
 from baton.types import PositionLogprobs
 from engine.grouped_logits import GroupedLogits
 
-_BLOCK_ROWS = 16  # on the CPU: what a block needs stays in the cache, and is not fresh memory
+_BLOCK_ROWS = 32  # on the CPU: what a block needs stays in the cache, and is not fresh memory
 
 
 def position_logprobs(

@@ -28,7 +28,7 @@ from engine.noise import GROUP_SIZE, group_minima, residuals
 
 _LARGE_TOP_K = 512  # from here on the k-th largest alone is found faster than the k largest
 _NUM_SPARE = 16  # how many logits equal to the k-th are looked for beside the k largest
-_BLOCK_ROWS = 16  # on the CPU: what a block needs stays in the cache, and is not fresh memory
+_BLOCK_ROWS = 32  # on the CPU: what a block needs stays in the cache, and is not fresh memory
 _NO_TOKEN = 1 << 62
 _ROUNDING = 1e-9  # far above the error of a score, far below what makes a race longer
 

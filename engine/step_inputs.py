@@ -65,9 +65,7 @@ def build_inputs(slices: Sequence[Slice], limits: StepLimits) -> StepInputs:
             block_tables=torch.from_numpy(tables).to(limits.device),
             query_starts=on_device(np.concatenate(([0], ends)), np.int32),
             starts=on_device(starts, np.int32),
-            slices=tuple(
-                zip(first_rows.tolist(), num_rows.tolist(), starts.tolist(), strict=True)
-            ),
+            slices=tuple(zip(first_rows.tolist(), num_rows.tolist(), starts.tolist(), strict=True)),
         ),
     )
 

@@ -142,7 +142,9 @@ def _check(
 ) -> None:
     for name, shape in expected.items():
         if name not in entries:
-            raise ConfigError(f"is missing; config.json wants shape {shape} (in {folder})", field=name)
+            raise ConfigError(
+                f"is missing; config.json wants shape {shape} (in {folder})", field=name
+            )
         found = entries[name]
         if found.shape != shape:
             raise ConfigError(

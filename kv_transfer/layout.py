@@ -40,11 +40,20 @@ class PoolLayout:
     tp_size: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("num_layers", "num_blocks", "num_kv_heads", "block_size", "head_dim", "tp_size"):
+        for name in (
+            "num_layers",
+            "num_blocks",
+            "num_kv_heads",
+            "block_size",
+            "head_dim",
+            "tp_size",
+        ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"must be at least 1, is {getattr(self, name)}", field=name)
         if self.dtype not in DTYPE_BYTES:
-            raise ConfigError(f"is {self.dtype!r}, known are {', '.join(DTYPE_BYTES)}", field="dtype")
+            raise ConfigError(
+                f"is {self.dtype!r}, known are {', '.join(DTYPE_BYTES)}", field="dtype"
+            )
         if not 0 <= self.tp_rank < self.tp_size:
             raise ConfigError(f"is {self.tp_rank} of {self.tp_size}", field="tp_rank")
         if self.num_kv_heads % self.tp_size and self.tp_size % self.num_kv_heads:

@@ -144,9 +144,7 @@ class Dispatcher:
 
     # 3. Attempt: follow one leg until the request ends or the worker is lost
 
-    async def _attempt(
-        self, life: RequestLife, pool: Pool
-    ) -> AsyncGenerator[GenerateUpdate, None]:
+    async def _attempt(self, life: RequestLife, pool: Pool) -> AsyncGenerator[GenerateUpdate, None]:
         life.num_attempts += 1
         life.num_prompt_logprobs_seen = 0
         life.decode_worker = pool.id.worker_id

@@ -67,9 +67,9 @@ class Fleet:
         ]
 
     def is_serving(self) -> bool:
-        return any(
-            worker.stream.connected.is_set() for worker in self._workers.values()
-        ) and any(not pool.draining for pool in self.pools)
+        return any(worker.stream.connected.is_set() for worker in self._workers.values()) and any(
+            not pool.draining for pool in self.pools
+        )
 
     async def wait_for_change(self, timeout_s: float) -> bool:
         """Waits until a worker came, went or (dis)connected; False where nothing did in time."""

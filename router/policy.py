@@ -19,5 +19,7 @@ def choose_decode_pool(pools: Sequence[Pool]) -> Pool | None:
 def _predicted_wait(pool: Pool) -> tuple[float, int]:
     load = pool.load
     rate = load.prefill_tokens_per_s if load and load.prefill_tokens_per_s else 1.0
-    num_free = load.num_free_blocks + load.num_cached_blocks if load else pool.worker.num_total_blocks
+    num_free = (
+        load.num_free_blocks + load.num_cached_blocks if load else pool.worker.num_total_blocks
+    )
     return (pool.num_in_flight_tokens / rate, -num_free)

@@ -47,9 +47,7 @@ class Router:
         )
         self._metrics = Metrics(self._gate, pools)
         self._requests = RequestLog(config.num_logged_requests, self._metrics.ended)
-        self._dispatcher = Dispatcher(
-            config, self._models, self._fleet, self._gate, self._requests
-        )
+        self._dispatcher = Dispatcher(config, self._models, self._fleet, self._gate, self._requests)
         self.server = Server(ServerOptions(host=config.host, port=config.grpc_port))
         self._stop = asyncio.Event()
 

@@ -61,7 +61,14 @@ class RequestLife:
         if request.timeout_s is not None:
             deadline_s = instants_s[instants.RECEIVED] + request.timeout_s
         return cls(
-            request_id, request, model, params, prompt_token_ids, samples, dict(instants_s), deadline_s
+            request_id,
+            request,
+            model,
+            params,
+            prompt_token_ids,
+            samples,
+            dict(instants_s),
+            deadline_s,
         )
 
     @property

@@ -63,15 +63,15 @@ def make_checkpoint(
     model = reference_model(family, seed=seed, spread=spread, **quirks).to(dtype)
     model.config.dtype = dtype
     if generation is not None:
-        model.generation_config = transformers.GenerationConfig(**{"eos_token_id": EOS} | generation)
+        model.generation_config = transformers.GenerationConfig(
+            **{"eos_token_id": EOS} | generation
+        )
     model.save_pretrained(folder, max_shard_size=max_shard_size)
     write_tokenizer(folder)
     return folder
 
 
-def reference_model(
-    family: str, *, seed: int = 0, spread: float = 0.12, **quirks: Any
-) -> Any:
+def reference_model(family: str, *, seed: int = 0, spread: float = 0.12, **quirks: Any) -> Any:
     """transformers' own model of a small random shape, fp32."""
     kinds = {
         "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM),

@@ -18,7 +18,9 @@ def next_token(token_ids: list[int], sample_index: int, vocab_size: int) -> int:
     return int.from_bytes(blake2b(text, digest_size=4).digest(), "little") % vocab_size
 
 
-def expected_output(prompt: list[int], sample_index: int, num_tokens: int, vocab_size: int) -> list[int]:
+def expected_output(
+    prompt: list[int], sample_index: int, num_tokens: int, vocab_size: int
+) -> list[int]:
     tokens = list(prompt)
     for _ in range(num_tokens):
         tokens.append(next_token(tokens, sample_index, vocab_size))

@@ -205,12 +205,15 @@ class Host(Generic[Event, Outboxes]):
         give_up_s = time.monotonic() + grace_s
         while await self.ask(lambda: self._role.num_requests):
             if time.monotonic() >= give_up_s:
-                leaving = Draining("the worker is leaving")
-                await self.ask(lambda: self._role.fail_all(leaving, time.monotonic()))
+                await self.ask(self._hand_over)
                 break
             await asyncio.sleep(_DRAIN_POLL_S)
         await asyncio.sleep(_DRAIN_POLL_S)  # for the last words to leave
         self._end(None)
+
+    def _hand_over(self) -> None:
+        """What still runs goes on elsewhere: its router hears so and continues it."""
+        self._role.fail_all(Draining("the worker is leaving"), time.monotonic())
 
     def _end(self, error: BaseException | None) -> None:
         if self._ended.done():

@@ -10,10 +10,13 @@ import grpc
 
 MAX_MESSAGE_BYTES = 16 << 20  # a prompt of a million tokens takes a quarter of it
 
-# A peer that went without a word (power, cable, SIGSTOP of a whole host) is noticed within seconds.
+# A peer that went without a word (power, cable, a stopped process) is noticed within seven seconds.
+# gRPC answers pings on threads of its own, so neither a busy event loop nor a long torch call is
+# taken for death.
 KEEPALIVE: tuple[tuple[str, int], ...] = (
     ("grpc.keepalive_time_ms", 3_000),
-    ("grpc.keepalive_timeout_ms", 2_000),
+    ("grpc.keepalive_timeout_ms", 4_000),
+    ("grpc.http2.ping_timeout_ms", 4_000),  # else 60 s, whatever keepalive_timeout says
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
 )

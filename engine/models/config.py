@@ -119,9 +119,7 @@ def read_model_config(folder: Path) -> ModelConfig:
 def _family(fields: JsonFields) -> Family:
     names = fields.get("architectures")
     if not isinstance(names, list) or len(names) != 1 or names[0] not in FAMILIES:
-        raise fields.fail(
-            "architectures", f"must be one of {', '.join(FAMILIES)}, found {names!r}"
-        )
+        raise fields.fail("architectures", f"must be one of {', '.join(FAMILIES)}, found {names!r}")
     return FAMILIES[names[0]]
 
 

@@ -64,7 +64,9 @@ def greedy(client: Client, prompt: Sequence[int], **options: Any) -> Generation:
     return client.generate(prompt, temperature=0.0, max_tokens=NUM_NEW, ignore_eos=True, **options)
 
 
-async def in_a_batch(address: str, batch: Sequence[Sequence[int]], **options: Any) -> list[Generation]:
+async def in_a_batch(
+    address: str, batch: Sequence[Sequence[int]], **options: Any
+) -> list[Generation]:
     async with AsyncClient(address) as client:
         calls = (client.generate(prompt, max_tokens=NUM_NEW, **options) for prompt in batch)
         return list(await asyncio.gather(*calls))
@@ -117,15 +119,17 @@ def check_logprobs(reference: Reference, prompt: Sequence[int], got: Generation)
         assert position.token_id == token
         assert position.logprob == pytest.approx(float(expected[row, token]), abs=1e-4)
     for index, position in enumerate(got.logprobs):
-        row = expected[len(prompt) - 1 + index]
-        best = torch.topk(row, 5)
+        distribution = expected[len(prompt) - 1 + index]
+        best = torch.topk(distribution, 5)
         assert [lp for _, lp in position.top] == pytest.approx(best.values.tolist(), abs=1e-4)
-        assert position.rank == 1 + int((row > row[position.token_id]).sum())
+        assert position.rank == 1 + int((distribution > distribution[position.token_id]).sum())
 
 
 def test_packed_fp16_is_transformers_up_to_ties(checkpoint: Path) -> None:
     reference, ties = Reference(checkpoint), Ties()
-    with LocalCluster(str(checkpoint), worker_flags={"num_blocks": 200, "kv_dtype": "fp32"}) as cluster:
+    with LocalCluster(
+        str(checkpoint), worker_flags={"num_blocks": 200, "kv_dtype": "fp32"}
+    ) as cluster:
         batch = asyncio.run(
             in_a_batch(cluster.address, prompts(), temperature=0.0, ignore_eos=True)
         )

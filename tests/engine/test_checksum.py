@@ -65,9 +65,7 @@ def test_any_dtype_and_shape(way: Way, dtype: torch.dtype) -> None:
 def test_parts_add_up() -> None:
     data = torch.randn(1000)
     cuts = [0, 2, 64, 130, 998, 1000]
-    parts = [
-        checksum(data[a:b], a // 2) for a, b in zip(cuts, cuts[1:], strict=False)
-    ]
+    parts = [checksum(data[a:b], a // 2) for a, b in zip(cuts, cuts[1:], strict=False)]
     assert sum(parts) % MODULUS == checksum(data)
 
 

@@ -34,7 +34,9 @@ class World:
         self.num_preemptions = 0
 
     def start(self, key: Key, prompt: list[int], max_tokens: int, **more: object) -> None:
-        params = SamplingParams(max_tokens=max_tokens, n=int(str(more.pop("n", 1))), ignore_eos=True)
+        params = SamplingParams(
+            max_tokens=max_tokens, n=int(str(more.pop("n", 1))), ignore_eos=True
+        )
         fields = {"output_token_ids": (), "eos_token_ids": (), "salt": b"s", **more}
         event = Start(key, f"r{key}", 0, prompt, params=params, **fields)  # type: ignore[arg-type]
         self.role.handle(event, self.now_s)
@@ -98,7 +100,7 @@ def test_a_second_prompt_with_the_same_start_computes_only_the_rest() -> None:
     prompt = list(range(41))
     world.start((1, 1), prompt, max_tokens=3)
     world.run()
-    world.start((1, 2), prompt[:32] + [7, 8, 9], max_tokens=3)
+    world.start((1, 2), [*prompt[:32], 7, 8, 9], max_tokens=3)
     plan = world.role.schedule(world.now_s)
     assert plan is not None
     assert [(piece.start, piece.end) for piece in plan.slices] == [(32, 35)]
@@ -130,7 +132,7 @@ def test_random_lives_on_a_tiny_pool(seed: int) -> None:
     cancelled: set[Key] = set()
     for number in range(60):
         key = (rng.randrange(2), number)
-        prompt = rng.choice(stems)[: rng.randrange(1, 20)] + [rng.randrange(VOCAB)]
+        prompt = [*rng.choice(stems)[: rng.randrange(1, 20)], rng.randrange(VOCAB)]
         n, max_tokens = rng.choice([1, 1, 1, 3]), rng.randrange(1, 24)
         world.start(key, prompt, max_tokens, n=n, priority=rng.randrange(2))
         asked[key] = (prompt, n, max_tokens)

@@ -103,7 +103,9 @@ def test_what_the_compiler_said_is_logged(folder: Path, caplog: pytest.LogCaptur
 
 
 @needs_compiler
-def test_cache_folder_that_cannot_be_written(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_cache_folder_that_cannot_be_written(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (folder.parents[1] / "cache").write_text("a file where a folder should be")
     assert native.load(folder) is None
     assert "cache" in caplog.text
