@@ -15,11 +15,12 @@ from baton.client.results import RequestStatus
 from baton.client.sync_client import Client
 from baton.state.base import Member
 from baton.types import PoolLoad
-from cli.output import count, jsonable, milliseconds
+from cli.output import count, jsonable, milliseconds, plain_table
 from cli.timeline import phases, timeline_json
 
-_BAR_CELLS = 10
+_BAR_CELLS = 8
 _LEASE_WARNING_S = 2.0
+_STATE_STYLES = {"waiting": "yellow", "running": "cyan"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,17 +61,13 @@ def render(snapshot: Snapshot) -> RenderableType:
     return Group(*parts)
 
 
-def _table() -> Table:
-    return Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-
-
 def _workers(members: Sequence[Member]) -> Table:
-    table = _table()
+    table = plain_table()
     table.add_column("worker", overflow="fold", min_width=15)
     table.add_column("model", overflow="fold")
     table.add_column("blocks held", no_wrap=True)
     table.add_column("run/wait", justify="right", no_wrap=True)
-    table.add_column("speed", justify="right", no_wrap=True)
+    table.add_column("prefill/s", justify="right", no_wrap=True)
     table.add_column("lease", justify="right", no_wrap=True)
     for member in members:
         info = member.info
@@ -94,9 +91,9 @@ def _speed(load: PoolLoad) -> Text:
     """Measured by the worker; nothing before its first step."""
     text = Text()
     if load.prefill_tokens_per_s:
-        text.append(f"{load.prefill_tokens_per_s:,.0f} tokens/s")
+        text.append(f"{load.prefill_tokens_per_s:,.0f}")
     if load.decode_step_s:
-        text.append(f"\n{milliseconds(load.decode_step_s)} a step", style="dim")
+        text.append(f"\nstep {milliseconds(load.decode_step_s)}", style="dim")
     return text
 
 
@@ -109,7 +106,7 @@ def _blocks(load: PoolLoad) -> Text:
     text.append("█" * cached, style="blue")
     text.append("░" * (_BAR_CELLS - held - cached), style="dim")
     text.append(f" {load.num_held_blocks:,} of {load.num_total_blocks:,}", style="not dim")
-    text.append(f"\n{load.num_cached_blocks:,} cached, {load.num_free_blocks:,} free", style="dim")
+    text.append(f"\n{load.num_cached_blocks:,} cached", style="dim")
     if load.num_quarantined_blocks:
         text.append(f"\n{load.num_quarantined_blocks:,} quarantined", style="yellow")
     return text
@@ -123,7 +120,7 @@ def _lease(member: Member) -> Text:
 
 
 def _requests(requests: Sequence[RequestStatus]) -> Table:
-    table = _table()
+    table = plain_table()
     table.add_column("request", no_wrap=True, max_width=14)
     table.add_column("state", no_wrap=True)
     table.add_column("in", justify="right", no_wrap=True)
@@ -150,6 +147,6 @@ def _requests(requests: Sequence[RequestStatus]) -> Table:
 
 
 def _state_style(state: str) -> str:
-    if state == "running":
-        return "cyan"
+    if state in _STATE_STYLES:
+        return _STATE_STYLES[state]
     return "" if set(state.split("+")) <= {"stop", "length"} else "red"

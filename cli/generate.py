@@ -153,11 +153,9 @@ def _stream(client: Client, prompt: str | list[int], options: dict[str, Any]) ->
 
 def _print_logprobs(positions: Sequence[PositionLogprobs]) -> None:
     """Token ids, not texts: one character may be split over several tokens."""
-    from rich.table import Table
+    from cli.output import chrome, plain_table
 
-    from cli.output import chrome
-
-    table = Table(box=None, padding=(0, 1), header_style="dim")
+    table = plain_table()
     for heading in ("token", "logprob", "rank"):
         table.add_column(heading, justify="right")
     table.add_column("likeliest", style="dim")

@@ -12,7 +12,7 @@ from rich.table import Table
 from bench.outcome import Outcome, Slo
 from bench.serve import Progress as RunProgress
 from bench.statistics import PERCENTILES
-from cli.output import chrome, console, count
+from cli.output import chrome, console, count, plain_table
 
 _COLUMNS = ("mean", *(f"p{percent}" for percent in PERCENTILES))
 _ROWS = {"ttft_ms": "time to first token", "itl_ms": "inter-token latency", "e2e_ms": "end to end"}
@@ -55,7 +55,7 @@ def print_result(result: Mapping[str, Any], slo: Slo) -> None:
 
 
 def _latencies(result: Mapping[str, Any]) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    table = plain_table()
     table.add_column("milliseconds")
     for name in _COLUMNS:
         table.add_column(name, justify="right", min_width=8)
@@ -66,7 +66,7 @@ def _latencies(result: Mapping[str, Any]) -> Table:
 
 
 def _throughput(result: Mapping[str, Any], slo: Slo) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    table = plain_table(show_header=False)
     table.add_column()
     table.add_column(justify="right")
     table.add_column(style="dim")

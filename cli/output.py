@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 from rich.console import Console
+from rich.table import Table
 
 from baton.errors import BatonError
 
@@ -26,6 +27,13 @@ def console() -> Console:
 def chrome() -> Console:
     """For everything that accompanies a result: stderr, so that stdout can be piped."""
     return Console(stderr=True, highlight=False)
+
+
+def plain_table(*, show_header: bool = True) -> Table:
+    """Columns two spaces apart, without lines."""
+    return Table(
+        box=None, padding=(0, 1), pad_edge=False, header_style="dim", show_header=show_header
+    )
 
 
 def print_json(value: object) -> None:

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from baton import instants
 from baton.types import Timeline, Usage
-from cli.output import count, joined, jsonable, milliseconds
+from cli.output import count, joined, jsonable, milliseconds, plain_table
 
 _BAR_CELLS = 24
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
@@ -76,7 +76,7 @@ def _usage_parts(usage: Usage, timeline: Timeline) -> list[str]:
         count(usage.num_output_tokens, "output token"),
     ]
     if instants.FIRST_TOKEN in timeline.events:
-        parts.append(f"first after {milliseconds(timeline.events[instants.FIRST_TOKEN])}")
+        parts.append(f"TTFT {milliseconds(timeline.events[instants.FIRST_TOKEN])}")
     if timeline.num_attempts > 1:
         parts.append(count(timeline.num_attempts, "attempt"))
     if timeline.num_preemptions:
@@ -85,7 +85,7 @@ def _usage_parts(usage: Usage, timeline: Timeline) -> list[str]:
 
 
 def _phase_table(usage: Usage, timeline: Timeline) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    table = plain_table()
     table.add_column("phase", no_wrap=True)
     table.add_column("at", justify="right", no_wrap=True)
     table.add_column("took", justify="right", no_wrap=True)

@@ -17,9 +17,10 @@ from dataclasses import dataclass
 
 from baton.errors import IntegrityError
 from baton.types import FinishReason, PositionLogprobs
+from engine import sample_blocks
 from engine.batch import Drawn, NewSample, Slice, StepOutput, StepPlan
 from engine.block_manager import BlockManager
-from engine.sample import Sample
+from engine.sample import Sample, sampling_state
 from engine.step_time import StepTimeModel
 
 
@@ -98,7 +99,7 @@ class Scheduler:
         they wait until the prompt is computed and then go on from it."""
         for each in (sample, *siblings):
             self._by_handle[each.handle] = each
-            self._added.append(_sampling_state(each))
+            self._added.append(sampling_state(each))
         if siblings:
             self._siblings[sample.handle] = list(siblings)
         self._enqueue(sample)
@@ -111,7 +112,7 @@ class Scheduler:
         for queue in (self._waiting, self._running):
             if sample in queue:
                 queue.remove(sample)
-        self._release(sample)
+        sample_blocks.give_back(sample, self.blocks)
         if any(new.handle == sample.handle for new in self._added):
             self._added = [new for new in self._added if new.handle != sample.handle]
         else:
@@ -151,7 +152,7 @@ class Scheduler:
         prompt_logprobs = []
         for index, (sample, piece) in enumerate(zip(self._planned, plan.slices, strict=True)):
             sample.num_computed = piece.end
-            self._publish(sample)
+            sample_blocks.publish(sample, self.blocks)
             if index in output.prompt_logprobs:
                 fresh = sample.take_prompt_logprobs(piece.start, output.prompt_logprobs[index])
                 prompt_logprobs.append((sample, fresh))
@@ -187,7 +188,7 @@ class Scheduler:
 
     def _preempt(self, sample: Sample) -> None:
         self._running.remove(sample)
-        self._release(sample)
+        sample_blocks.give_back(sample, self.blocks)
         sample.num_preemptions += 1
         self._enqueue(sample)
 
@@ -208,22 +209,12 @@ class Scheduler:
             yield piece
 
     def _admit(self, sample: Sample) -> bool:
-        """Takes memory for all tokens of `sample`, shared with what is cached; False where too little."""
-        block_size = self.blocks.block_size
-        block_ids = sample.extend_block_ids(block_size)
-        reusable = block_ids[: sample.num_reusable_tokens // block_size]
-        table = self.blocks.acquire(reusable)
-        num_hits = len(table)
-        num_needed = -(-len(sample.token_ids) // block_size) - num_hits
+        """Takes memory for all tokens of `sample`; False where there is too little."""
         # Growth of those who run comes first: otherwise admission and preemption take turns.
-        spare = len(self._running) // block_size + 1 if self._running else 0
-        fits = num_needed + spare <= self.blocks.num_available
-        taken = self.blocks.allocate(num_needed) if fits else None
-        if taken is None:
-            self.blocks.release(table)
+        spare = len(self._running) // self.blocks.block_size + 1 if self._running else 0
+        if not sample_blocks.take(sample, self.blocks, spare):
             return False
         self._waiting.remove(sample)
-        sample.start_from_cache(table + taken, num_hits, block_size)
         self._insert(self._running, sample)
         return True
 
@@ -241,14 +232,6 @@ class Scheduler:
         return Slice(
             sample.token_ids[start:end], start, tuple(sample.block_table), draws, targets, top
         )
-
-    def _publish(self, sample: Sample) -> None:
-        num_full = sample.num_computed // self.blocks.block_size
-        if num_full > sample.num_published:
-            block_ids = sample.extend_block_ids(self.blocks.block_size)
-            for index in range(sample.num_published, num_full):
-                self.blocks.publish(sample.block_table[index], block_ids[index])
-            sample.num_published = num_full
 
     def _advance(self, drawn: Drawn) -> Advance:
         sample = self._by_handle[drawn.handle]
@@ -280,11 +263,6 @@ class Scheduler:
         sibling.num_cached_tokens = lead.num_cached_tokens
         self._insert(self._running, sibling)
 
-    def _release(self, sample: Sample) -> None:
-        self.blocks.release(sample.block_table)
-        sample.block_table = []
-        sample.num_computed = sample.num_published = 0
-
     def _enqueue(self, sample: Sample) -> None:
         if -(-len(sample.token_ids) // self.blocks.block_size) > self.blocks.num_blocks:
             raise IntegrityError(f"sample {sample.handle} can never fit the pool")
@@ -301,14 +279,3 @@ class Scheduler:
 
 def _urgency(sample: Sample) -> tuple[float, float, int]:
     return (-sample.priority, sample.arrival_s, sample.handle)
-
-
-def _sampling_state(sample: Sample) -> NewSample:
-    return NewSample(
-        sample.handle,
-        sample.sample_index,
-        sample.params,
-        sample.token_ids[: sample.num_prompt_tokens],
-        sample.output_token_ids,
-        tuple(sample.eos_token_ids),
-    )

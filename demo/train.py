@@ -441,7 +441,9 @@ def main() -> None:
     save_model(model, tokenizer, arguments.output)
     plot_curve(points, arguments.output / "curve.png")
     console.print_json(data=save_metrics(corpus, points, arguments.output))
-    console.print(sample_text(arguments.output, tokenizer, "ROMEO:\n", 200), markup=False)
+    console.print(
+        sample_text(arguments.output, tokenizer, "ROMEO:\n", 200), markup=False, soft_wrap=True
+    )
 
 
 if __name__ == "__main__":

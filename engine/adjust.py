@@ -1,10 +1,10 @@
 """What changes single logits before a token is chosen: logit_bias, penalties, min_tokens.
 
-Each concerns few tokens, so each is kept as lists of tokens per sample and applied by index; a sample
-that asks for nothing costs nothing. Token ids outside the vocabulary name what cannot be drawn, and are
-ignored.
+Each concerns few tokens, so each is kept as a list of tokens per sample and applied by index; a
+sample that asks for nothing costs nothing. Token ids outside the vocabulary name what cannot be
+drawn, and are ignored.
 
-Knows no noise and no batch order.
+Knows no noise, and nothing of how a token is chosen.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class Undo:
 
 
 def adjust(logits: Tensor, samples: Sequence[Adjustments]) -> Undo:
-    """Changes the dense `logits` [len(samples), width] in place: bias, then penalties, then bans."""
+    """Changes the dense `logits` [len(samples), width] in place: bias, penalties, bans."""
     changes: list[tuple[Tensor, Tensor]] = []
     flat = logits.view(-1)
 
@@ -154,7 +154,7 @@ def _flat_index(rows: list[int], tokens: list[Ids], width: int) -> Ids:
 def _penalty_table(
     params: Sequence[SamplingParams], counts: Sequence[TokenCounts]
 ) -> NDArray[np.float32]:
-    """[2, num_tokens]: the repetition penalty of each token, and what frequency and presence take."""
+    """[2, num_tokens]: each token's repetition penalty, and what frequency and presence take."""
     lengths = [len(of.tokens) for of in counts]
     times = np.concatenate([of.counts for of in counts])
     penalties = np.array(
@@ -170,4 +170,4 @@ def _penalty_table(
 
 def _penalise(logits: Tensor, table: Tensor) -> Tensor:
     repetition, taken = table
-    return torch.where(logits < 0, logits * repetition, logits / repetition) - taken
+    return torch.where(logits < 0, logits * repetition, logits / repetition).sub_(taken)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from baton.types import PositionLogprobs
 from engine.grouped_logits import GroupedLogits
 
-_BLOCK_ROWS = 32  # on the CPU: what a block needs stays in the cache, and is not fresh memory
+_BLOCK_ROWS = 16  # on the CPU: what a block needs stays in the cache, and is not fresh memory
 
 
 def position_logprobs(
@@ -18,8 +19,8 @@ def position_logprobs(
 ) -> list[PositionLogprobs]:
     """Of token_ids[i] in rows[i], with its rank and the tops[i] most likely beside it.
 
-    `rank` is 1 + the number of tokens strictly more likely; equals among the alternatives ascend by
-    token id. Every row needs a finite peak.
+    `rank` is 1 + the number of tokens strictly more likely. Equals among the alternatives ascend by
+    token id; tokens of probability 0 are none. Every row needs a finite peak.
     """
     if len(rows) > _BLOCK_ROWS and logits.peaks.device.type == "cpu":
         blocks = [slice(i, i + _BLOCK_ROWS) for i in range(0, len(rows), _BLOCK_ROWS)]
@@ -31,7 +32,7 @@ def position_logprobs(
     log_totals = logits.peaks[at].double() + logits.normalisers(at, ones).log()
     chosen = logits.at(at, torch.tensor(token_ids, device=device))
     logprobs = (chosen.double() - log_totals).tolist()
-    ranks = (1 + _num_above(logits, at, chosen)).tolist()
+    ranks = (1 + logits.num_above(at, chosen)).tolist()
     alternatives = _alternatives(logits, at, log_totals, max(tops))
     return [
         PositionLogprobs(token_id, logprob, rank, tuple(alternatives[i][:top]))
@@ -39,12 +40,6 @@ def position_logprobs(
             zip(token_ids, logprobs, ranks, tops, strict=True)
         )
     ]
-
-
-def _num_above(logits: GroupedLogits, rows: Tensor, bounds: Tensor) -> Tensor:
-    """How many logits of each row exceed its bound: int64 [len(rows)]."""
-    index, _ = logits.above(rows, bounds)
-    return index.bincount(minlength=len(rows))
 
 
 def _alternatives(
@@ -59,6 +54,6 @@ def _alternatives(
     tokens = tokens.gather(1, order)
     logprobs = values.double() - log_totals[:, None]
     return [
-        list(zip(*pair, strict=True))
-        for pair in zip(tokens.tolist(), logprobs.tolist(), strict=True)
+        [pair for pair in zip(*row, strict=True) if pair[1] > -math.inf]
+        for row in zip(tokens.tolist(), logprobs.tolist(), strict=True)
     ]

@@ -58,6 +58,7 @@ class ModelRunner:
         """Reads the checkpoint and allocates the KV cache, in `kv_buffer` (uint8) where it is given."""
         if config.num_threads:
             torch.set_num_threads(config.num_threads)
+        _check(config)
         model_config, source = _open(config)
         max_model_len = _max_model_len(config, model_config)
         backends = choose_backends(config, model_config)
@@ -70,8 +71,9 @@ class ModelRunner:
         )
         num_blocks = config.num_blocks or layout.num_blocks_in(config.kv_cache_bytes)
         device = backends.numerics.device
+        # Not in inference mode: a transfer may write to the cache from outside it.
+        kv_cache = KvCache(layout, num_blocks, device, kv_buffer)
         with torch.inference_mode():
-            kv_cache = KvCache(layout, num_blocks, device, kv_buffer)
             decoder = assemble(model_config, source, backends.numerics, max_model_len, progress)
         _log.info(
             "loaded %s: %s, %d KV blocks of %d tokens (%s)",
@@ -116,6 +118,8 @@ class ModelRunner:
         hidden = self.decoder.forward(inputs.token_ids, inputs.positions, attention)
         prompt_logprobs = self._prompt_logprobs(hidden, plan.slices, inputs)
         drawn = self._draw(hidden, plan.slices, inputs)
+        if self.limits.device.type == "cuda":
+            torch.cuda.synchronize(self.limits.device)  # a step that draws nothing also takes time
         return StepOutput(drawn, time.perf_counter() - started, prompt_logprobs)
 
     def _draw(self, hidden: Tensor, slices: Sequence[Slice], inputs: StepInputs) -> list[Drawn]:
@@ -155,6 +159,15 @@ def _select(x: Tensor, rows: list[int]) -> Tensor:
     if rows == list(range(x.shape[0])):
         return x
     return x[torch.tensor(rows, device=x.device)]
+
+
+def _check(config: EngineConfig) -> None:
+    if config.block_size < 1:
+        raise ConfigError(f"must be at least 1, found {config.block_size}", field="block_size")
+    for name in ("num_blocks", "num_threads", "kv_cache_bytes"):
+        value = getattr(config, name)
+        if value < 0:
+            raise ConfigError(f"must not be negative, found {value}", field=name)
 
 
 def _open(config: EngineConfig) -> tuple[ModelConfig, WeightSource]:

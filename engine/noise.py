@@ -1,19 +1,19 @@
-"""Counter-based noise: a function of (seed, sample index, output index, token id) and nothing else.
+"""Counter-based noise: a function of (seed, sample index, output index, token id), nothing else.
 
-Gumbel-max draws the token with the largest `logit / temperature - log(e)`, where the `e` of the tokens
+Gumbel-max draws the token with the largest `logit / temperature - log(e)`, where the `e` of all tokens
 are independent Exp(1) variates. They are built so that one look rules out a whole group of tokens.
 Tokens come in groups of GROUP_SIZE consecutive ids, and
 
-    minimum of a group   = Exp(1) / GROUP_SIZE          what the least of GROUP_SIZE such variates is
+    minimum of a group   = Exp(1) / GROUP_SIZE     as the least of GROUP_SIZE such variates is
     leader               = the token that has it, each equally likely
     e of the leader      = minimum
-    e of any other token = minimum + Exp(1)             for the exponential has no memory
+    e of another token   = minimum + Exp(1)        for the exponential has no memory
 
-are exactly GROUP_SIZE independent Exp(1) variates. Each Exp(1), and each leader, comes from one 32-bit
-word: a keyed hash of a counter in wrapping int32 arithmetic, hence the same on every device. The 64-bit
-key is BLAKE2b of (seed, sample index, output index). Words become floating point only in a float64
-logarithm, whose last bit may differ between devices: that decides nothing unless two scores agree to
-15 digits.
+are exactly GROUP_SIZE independent Exp(1) variates. Each Exp(1), and each leader, comes from a 32-bit
+word: a keyed hash of a counter in wrapping int32 arithmetic, hence the same on every device. The
+64-bit key is BLAKE2b of (seed, sample index, output index). Words become floating point only in a
+float64 logarithm, whose last bit may differ between devices: that decides nothing unless two scores
+agree to 15 digits.
 
 Knows no logits, no parameters and no batch.
 """
@@ -28,7 +28,7 @@ from torch import Tensor
 
 GROUP_SIZE = 64  # part of the definition: another size is another noise
 
-# A key serves three disjoint ranges of counters: token ids, and group numbers from each of these on.
+# A key serves three ranges of counters: token ids, and group numbers from each of these on.
 _MINIMUM = 1 << 30
 _LEADER = -1 << 31
 
@@ -41,9 +41,8 @@ def row_key(seed: int, sample_index: int, output_index: int) -> tuple[int, int]:
 
 
 def words(keys: Tensor, counters: Tensor) -> Tensor:
-    """32 random bits for each counter: int32, of the broadcast shape of keys[..., 0] and `counters`.
-
-    Two murmur3 finalisers, a word of the key before each. For one key a bijection of the counter.
+    """32 random bits for each counter: int32, of the shape that keys[..., 0] and `counters` have
+    together. For one key a bijection: two murmur3 finalisers, a word of the key before each.
     """
     x = (counters * -0x61C88647).bitwise_xor(keys[..., 0])  # 0x9E3779B9, the golden ratio
     spare = torch.empty_like(x)  # fresh memory costs more than the arithmetic

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from baton.block_id import ROOT, chain
 from baton.types import BlockId, FinishReason, PositionLogprobs, SamplingParams
+from engine.batch import NewSample
 
 
 @dataclass(slots=True, eq=False)
@@ -112,3 +113,15 @@ class Sample:
         if token_id in self.params.stop_token_ids:
             return True
         return token_id in self.eos_token_ids and not self.params.ignore_eos
+
+
+def sampling_state(sample: Sample) -> NewSample:
+    """What the sampler must know of `sample` before its first draw."""
+    return NewSample(
+        sample.handle,
+        sample.sample_index,
+        sample.params,
+        sample.token_ids[: sample.num_prompt_tokens],
+        sample.output_token_ids,
+        tuple(sample.eos_token_ids),
+    )

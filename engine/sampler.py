@@ -1,27 +1,30 @@
 """Draws the next token of each sample, and gives log-probabilities.
 
-    raw logits -> logit_bias -> penalties -> min_tokens -> temperature -> top_k -> top_p -> min_p -> draw
-        |                      (engine.adjust)             (engine.selection)                  (engine.noise)
-        +-> log-probabilities, ranks and alternatives (engine.logprobs)
+    raw logits ---> logit_bias, penalties, min_tokens       engine.adjust
+        |           temperature, top_k, top_p, min_p        engine.truncation
+        |           the draw                                engine.selection, race, noise
+        |
+        +---------> log-probabilities, ranks, alternatives  engine.logprobs
 
-- logit_bias adds to the logits of its tokens.
-- repetition_penalty divides the positive logits and multiplies the negative ones of every token of prompt
-  or output (CTRL, Keskar et al. 2019); then frequency_penalty, times how often the token stands in the
-  output, and presence_penalty, if it does, are subtracted (OpenAI's definition).
-- until there are min_tokens of output, no end-of-text or stop token is drawn; with ignore_eos only stop
-  tokens are kept away, since end-of-text then ends nothing.
-- temperature 0 takes the most likely token, the lowest id among equals. Otherwise logits are divided by
-  it, each of top_k, top_p and min_p leaves the tokens it does of those the one before left, and Gumbel-max
-  draws among them with the noise of (seed, sample index, output index, token id).
+1. logit_bias is added to the logits of its tokens.
+2. repetition_penalty divides the positive and multiplies the negative logits of the tokens of prompt and
+   output (CTRL, Keskar et al. 2019). From those of the output are then subtracted frequency_penalty,
+   times how often the token stands there, and presence_penalty (OpenAI's definition).
+3. Until the output has min_tokens, no end-of-text or stop token is drawn; with ignore_eos only stop
+   tokens are kept away, since end-of-text then ends nothing.
+4. temperature 0 takes the most likely token, the lowest id among equals. Any other divides the logits.
+5. top_k, then top_p, then min_p each leave part of the tokens that the one before left.
+6. Gumbel-max draws among these, with the noise of (seed, sample index, output index, token id).
 
-So a draw is a function of its own sample's tokens and parameters and of its row of logits: the same
-alone, in any batch, and continued from any of its own tokens.
+So a draw is a function of its own sample's tokens and parameters and of its own row of logits: the
+same alone, in any batch, and continued after any number of its tokens.
 
-Knows no text, no scheduling, and does not validate parameters.
+Knows no text and no scheduling, and trusts the parameters.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -34,12 +37,20 @@ from engine.batch import Drawn, NewSample
 from engine.grouped_logits import GroupedLogits, pad_to_groups
 from engine.logprobs import position_logprobs
 from engine.noise import row_key
-from engine.selection import Choices, select
+from engine.race import Choices
+from engine.selection import select
+
+# Any lower temperature above 0 is taken for this: all the mass is on the most likely token as it is,
+# and logits divided by it stay finite.
+_LEAST_TEMPERATURE = 1e-30
 
 
 class NonFiniteLogits(Internal):
-    """The largest logit of the samples `handles` is NaN or infinite. Nothing was drawn for any sample:
-    remove these, and the draw of the others can be made again with the same result."""
+    """The largest logit of each of the samples `handles` is NaN or infinite.
+
+    Nothing was drawn for any sample: those that are left may draw again from the same logits, and draw
+    what they would have drawn.
+    """
 
     def __init__(self, handles: Sequence[int]) -> None:
         named = ", ".join(str(handle) for handle in handles)
@@ -84,9 +95,9 @@ class Sampler:
 
     @torch.inference_mode()
     def draw(self, logits: Tensor, handles: Sequence[int]) -> list[Drawn]:
-        """Draws the next token of each of `handles`, which must differ, and appends it to the sample.
+        """Draws the next token of each of `handles`, all different, and appends it to the sample.
 
-        `logits` fp32 [len(handles), vocab_size]; they are changed meanwhile, and restored. Raises
+        `logits` fp32 [len(handles), vocab_size]; changed meanwhile, and restored. Raises
         NonFiniteLogits.
         """
         self._check(logits, len(handles))
@@ -112,24 +123,21 @@ class Sampler:
     def prompt_logprobs(
         self, logits: Tensor, targets: Sequence[int], top: int
     ) -> list[PositionLogprobs]:
-        """Log-probabilities of targets[i] in row i of `logits` fp32 [len(targets), vocab_size], with
+        """Log-probabilities of targets[i] in row i of `logits` fp32 [len(targets), vocab_size], and
         `top` alternatives beside each."""
         self._check(logits, len(targets))
         if not targets:
             return []
         grouped = GroupedLogits.of(pad_to_groups(logits))
-        wrong = (~grouped.peaks.isfinite()).nonzero()[:, 0].tolist()
-        if wrong:
-            raise Internal(f"no finite largest logit in the rows {wrong}", field="prompt_logprobs")
-        top = min(top, self._vocab_size)
+        if wrong := _not_finite(grouped.peaks.tolist()):
+            raise Internal(f"no finite largest logit in rows {wrong}", field="prompt_logprobs")
         return position_logprobs(grouped, range(len(targets)), targets, [top] * len(targets))
 
     def _check(self, logits: Tensor, num_rows: int) -> None:
-        if logits.dtype != torch.float32 or logits.shape != (num_rows, self._vocab_size):
-            raise Internal(
-                f"are {logits.dtype} {tuple(logits.shape)}, not fp32 {(num_rows, self._vocab_size)}",
-                field="logits",
-            )
+        expected = (torch.float32, (num_rows, self._vocab_size), self._device.type)
+        given = (logits.dtype, tuple(logits.shape), logits.device.type)
+        if given != expected:
+            raise Internal(f"{given}, not {expected}", field="logits")
 
     def _find(self, handles: Sequence[int]) -> list[_State]:
         if len(set(handles)) != len(handles):
@@ -140,13 +148,16 @@ class Sampler:
         return [self._states[handle] for handle in handles]
 
 
+def _not_finite(peaks: Sequence[float]) -> list[int]:
+    return [row for row, peak in enumerate(peaks) if not math.isfinite(peak)]
+
+
 def _choose(logits: GroupedLogits, states: Sequence[_State], handles: Sequence[int]) -> list[int]:
     """The drawn token of each row."""
     # One copy to the host gives both; in float64 token ids are exact.
     both = torch.stack((logits.peaks.double(), logits.argmax().double())).tolist()
-    peaks, token_ids = torch.tensor(both[0]), [int(token) for token in both[1]]
-    wrong = (~peaks.isfinite()).nonzero()[:, 0].tolist()
-    if wrong:
+    peaks, token_ids = both[0], [int(token) for token in both[1]]
+    if wrong := _not_finite(peaks):
         raise NonFiniteLogits([handles[row] for row in wrong])
     rows = [row for row, state in enumerate(states) if state.params.temperature > 0.0]
     if rows:
@@ -161,7 +172,9 @@ def _choices(rows: Sequence[int], states: Sequence[_State], device: torch.device
     return Choices(
         rows=torch.tensor(rows, device=device),
         temperatures=torch.tensor(
-            [p.temperature for p in params], dtype=torch.float64, device=device
+            [max(p.temperature, _LEAST_TEMPERATURE) for p in params],
+            dtype=torch.float64,
+            device=device,
         ),
         keys=torch.tensor([states[row].key for row in rows], dtype=torch.int32, device=device),
         limits=[(p.top_k, p.top_p, p.min_p) for p in params],
@@ -180,7 +193,6 @@ def _output_logprobs(
     if not rows:
         return {}
     raw = adjusted if undo.is_empty else GroupedLogits.of(padded)
-    vocab_size = padded.shape[1]
-    tops = [min(states[row].params.logprobs or 0, vocab_size) for row in rows]
+    tops = [states[row].params.logprobs or 0 for row in rows]
     found = position_logprobs(raw, rows, [token_ids[row] for row in rows], tops)
     return dict(zip(rows, found, strict=True))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from baton.config import Times
+from router.policy import PolicySettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,7 @@ class RouterConfig:
     no_worker_wait_s: float = 10.0  # for a worker to come back before a request is given up
     drain_grace_s: float = 30.0
     num_logged_requests: int = 1000
+    policy: PolicySettings = field(default_factory=PolicySettings)
     times: Times = field(default_factory=Times)
 
     def model_folders(self) -> Mapping[str, Path]:

@@ -20,7 +20,7 @@ import grpc
 from baton import convert
 from baton.errors import BatonError, Cancelled, Internal, Unavailable
 from baton.instants import ClockOffset
-from baton.types import FinishReason, PositionLogprobs, Usage
+from baton.types import FinishReason, HandOffReport, PositionLogprobs, PrefillChoice, Usage
 from baton.v1 import decode_pb2, decode_pb2_grpc
 
 log = logging.getLogger(__name__)
@@ -53,6 +53,7 @@ class LegEnd:
     usage: Usage
     instants: dict[str, float]
     num_preemptions: int
+    hand_off: HandOffReport | None
 
 
 @dataclass(slots=True)
@@ -62,10 +63,12 @@ class LegUpdate:
     rows: list[Row] = field(default_factory=list)
     prompt_logprobs: list[PositionLogprobs] = field(default_factory=list)
     ended: list[SampleEnd] = field(default_factory=list)
+    prefill_lost: BatonError | None = None
     end: LegEnd | None = None
 
     def __bool__(self) -> bool:
-        return bool(self.rows or self.prompt_logprobs or self.ended or self.end)
+        news = (self.rows, self.prompt_logprobs, self.ended, self.prefill_lost, self.end)
+        return any(news)
 
 
 class Leg:
@@ -96,6 +99,10 @@ class Leg:
     def cancel(self, sample_index: int | None = None) -> None:
         self._stream.cancel(self.key, sample_index)
 
+    def reroute(self, prefill: PrefillChoice | None) -> None:
+        """Answers `prefill_lost`: this one computes the prompt, or the decode worker itself."""
+        self._stream.reroute(self.key, prefill)
+
     def close(self) -> None:
         """Forgets the leg; cancels it where the worker has not ended it."""
         self._stream.close_leg(self.key)
@@ -114,22 +121,26 @@ class DecodeStream:
     """`run` keeps the stream open until cancelled; `connected` says whether legs can start."""
 
     def __init__(
-        self, worker_id: str, channel: grpc.aio.Channel, router_id: str, *, slow_client_s: float
+        self,
+        worker_id: str,
+        router_id: str,
+        *,
+        slow_client_s: float,
+        on_change: Callable[[], Awaitable[None]],
     ) -> None:
         self.worker_id = worker_id
-        self.on_change: Callable[[], Awaitable[None]] | None = None
-        self._slow_client_s = slow_client_s
-        self.connected = asyncio.Event()
+        self.connected = False
         self.clock_offset = ClockOffset()
-        self._stub = decode_pb2_grpc.DecodeStub(channel)
         self._router_id = router_id
+        self._slow_client_s = slow_client_s
+        self._on_change = on_change
         self._legs: dict[int, Leg] = {}
         self._num_legs = 0
         self._outgoing: asyncio.Queue[decode_pb2.RouterMessage] = asyncio.Queue()
 
     def start(self, message: decode_pb2.Start) -> Leg:
         """Sends `message` under a new key and returns its leg."""
-        if not self.connected.is_set():
+        if not self.connected:
             raise Unavailable(f"no connection to worker {self.worker_id}")
         self._num_legs += 1
         message.key = self._num_legs
@@ -142,35 +153,40 @@ class DecodeStream:
             cancel = decode_pb2.Cancel(key=key, sample_index=sample_index)
             self._send(decode_pb2.RouterMessage(cancel=cancel))
 
+    def reroute(self, key: int, prefill: PrefillChoice | None) -> None:
+        choice = convert.prefill_choice_to_proto(prefill) if prefill else None
+        self._send(decode_pb2.RouterMessage(reroute=decode_pb2.Reroute(key=key, prefill=choice)))
+
     def close_leg(self, key: int) -> None:
         self.cancel(key, None)
         self._legs.pop(key, None)
 
-    async def run(self) -> None:
+    async def run(self, channel: grpc.aio.Channel) -> None:
         """Opens the stream, reads it, opens it again when it breaks."""
+        stub = decode_pb2_grpc.DecodeStub(channel)
         while True:
             try:
-                await self._serve_once()
+                await self._serve_once(stub)
                 reason = "the worker closed the stream"
             except grpc.aio.AioRpcError as error:
                 reason = error.details() or error.code().name
             finally:
-                self.connected.clear()
+                self.connected = False
                 self._lose_all(Unavailable(f"worker {self.worker_id} was lost"))
-            await self._announce()
+            await self._on_change()
             log.info("stream to worker %s ended: %s", self.worker_id, reason)
             await asyncio.sleep(_RECONNECT_S)
 
-    async def _serve_once(self) -> None:
+    async def _serve_once(self, stub: decode_pb2_grpc.DecodeAsyncStub) -> None:
         self._outgoing = asyncio.Queue()
         hello = decode_pb2.Hello(router_id=self._router_id)
         self._send(decode_pb2.RouterMessage(hello=hello))
         probes = asyncio.create_task(self._probe())
         try:
-            call = self._stub.Serve(self._requests(self._outgoing))
+            call = stub.Serve(self._requests(self._outgoing))
             await call.wait_for_connection()
-            self.connected.set()
-            await self._announce()
+            self.connected = True
+            await self._on_change()
             async for message in call:
                 self._receive(message, time.monotonic())
         finally:
@@ -198,10 +214,6 @@ class DecodeStream:
                 self.close_leg(leg.key)
                 leg.lose(Cancelled(f"nothing was read for {self._slow_client_s:g} s"))
 
-    async def _announce(self) -> None:
-        if self.on_change is not None:
-            await self.on_change()
-
     def _send(self, message: decode_pb2.RouterMessage) -> None:
         self._outgoing.put_nowait(message)
 
@@ -209,6 +221,11 @@ class DecodeStream:
         match message.WhichOneof("message"):
             case "step":
                 self._deliver(message.step)
+            case "prefill_lost":
+                lost = message.prefill_lost
+                if leg := self._legs.get(lost.key):
+                    leg.pending.prefill_lost = convert.error_from_proto(lost.error)
+                    leg.wake()
             case "clock_probe":
                 probe = message.clock_probe
                 self.clock_offset.update(probe.router_time_s, probe.worker_time_s, now_s)
@@ -250,6 +267,7 @@ class DecodeStream:
                 for each in message.instants
             },
             message.num_preemptions,
+            convert.hand_off_from_proto(message.hand_off) if message.HasField("hand_off") else None,
         )
 
     def _lose_all(self, error: BatonError) -> None:

@@ -20,16 +20,23 @@ from contextlib import aclosing
 from functools import partial
 
 from baton import instants
-from baton.errors import BatonError, Cancelled, DeadlineExceeded, InvalidArgument, Unavailable
-from baton.types import PositionLogprobs, Role
+from baton.errors import (
+    BatonError,
+    Cancelled,
+    DeadlineExceeded,
+    Draining,
+    InvalidArgument,
+    Unavailable,
+)
+from baton.types import PoolId, PositionLogprobs, Role
 from router.config import RouterConfig
 from router.decode_stream import Leg, LegUpdate
 from router.fleet import Fleet
 from router.frontend import Admitted, Finished, GenerateUpdate, ModelCard, PromptLogprobs
 from router.gate import Gate
 from router.models import Models, ServedModel
-from router.policy import choose_decode_pool
-from router.pools import Pool
+from router.policy import Choice, Demand, choose
+from router.pools import Queued
 from router.request import Chat, GenerateInput
 from router.request_life import RequestLife
 from router.request_log import RequestLog
@@ -74,8 +81,8 @@ class Dispatcher:
                 if deltas := life.ended_when_received():
                     yield deltas
                 while not life.done:
-                    pool = await self._route(life)
-                    async with aclosing(self._attempt(life, pool)) as updates:
+                    choice = await self._route(life)
+                    async with aclosing(self._attempt(life, choice)) as updates:
                         async for update in updates:
                             yield update
                 yield self._finish(life)
@@ -122,20 +129,31 @@ class Dispatcher:
 
     # 2. Route: choose the workers
 
-    async def _route(self, life: RequestLife) -> Pool:
-        """The pool of the next attempt. Waits for a worker where none is up, but not for ever."""
+    async def _route(self, life: RequestLife) -> Choice:
+        """The pair of the next attempt. Waits for a worker where none is up, but not for ever."""
         if life.num_attempts >= self.config.max_attempts:
             raise Unavailable(f"{life.num_attempts} workers were lost while serving this request")
         give_up_s = time.monotonic() + self.config.no_worker_wait_s
         if life.deadline_s is not None:
             give_up_s = min(give_up_s, life.deadline_s)
         while True:
-            pools = self._fleet.connected(Role.DECODE, life.model.name)
-            if pool := choose_decode_pool(pools):
+            if choice := self._choose(life):
                 life.instants.setdefault(instants.ROUTED, time.monotonic())
-                return pool
+                return choice
             if not await self._fleet.wait_for_change(give_up_s - time.monotonic()):
                 raise self._nobody(life)
+
+    def _choose(self, life: RequestLife) -> Choice | None:
+        decode_pools = self._fleet.connected(Role.DECODE, life.model.name)
+        prefill_pools = self._fleet.connected(Role.PREFILL, life.model.name)
+        demand = Demand(life.num_tokens, self._hits(life), life.model.kv_bytes_per_token)
+        return choose(demand, decode_pools, prefill_pools, self.config.policy)
+
+    def _hits(self, life: RequestLife) -> dict[PoolId, int]:
+        """The leading tokens that each pool has cached, by the index."""
+        block_size = life.model.fingerprint.block_size
+        matched = self._fleet.index.match(life.block_ids())
+        return {pool: num_blocks * block_size for pool, num_blocks in matched.items()}
 
     def _nobody(self, life: RequestLife) -> BatonError:
         if life.deadline_s is not None and time.monotonic() >= life.deadline_s:
@@ -144,31 +162,39 @@ class Dispatcher:
 
     # 3. Attempt: follow one leg until the request ends or the worker is lost
 
-    async def _attempt(self, life: RequestLife, pool: Pool) -> AsyncGenerator[GenerateUpdate, None]:
-        life.num_attempts += 1
-        life.num_prompt_logprobs_seen = 0
-        life.decode_worker = pool.id.worker_id
-        num_tokens = life.num_tokens
-        with pool.in_flight(num_tokens):
+    async def _attempt(
+        self, life: RequestLife, choice: Choice
+    ) -> AsyncGenerator[GenerateUpdate, None]:
+        life.begin_attempt(choice)
+        with choice.decode.in_flight(), choice.computing.queued(choice.num_missing) as queued:
+            message = life.start_message(choice, time.monotonic())
             try:
-                leg = self._fleet.start(pool, life.start_message(pool, time.monotonic()))
+                leg = self._fleet.start(choice.decode, message)
             except Unavailable:
                 return  # lost between choice and start
             try:
                 for sample in life.samples:
                     if sample.finished:
                         leg.cancel(sample.sample_index)
-                async with aclosing(self._follow(life, leg)) as updates:
+                async with aclosing(self._follow(life, leg, queued)) as updates:
                     async for update in updates:
                         yield update
             except Unavailable as error:
+                # A worker that is leaving says so before the cluster state does.
+                choice.decode.draining |= isinstance(error, Draining)
                 log.info("request %s: %s; it continues elsewhere", life.request_id, error)
             finally:
                 leg.close()
 
-    async def _follow(self, life: RequestLife, leg: Leg) -> AsyncGenerator[GenerateUpdate, None]:
+    async def _follow(
+        self, life: RequestLife, leg: Leg, queued: Queued
+    ) -> AsyncGenerator[GenerateUpdate, None]:
         while True:
             update = await leg.take()
+            if update.rows:
+                queued.done()
+            if update.prefill_lost is not None:
+                self._reroute(life, leg)
             if logprobs := self._fresh_prompt_logprobs(life, update):
                 yield PromptLogprobs(logprobs)
             if deltas := life.take(update):
@@ -182,6 +208,21 @@ class Dispatcher:
             if life.done:
                 await self._last_word(life, leg)
                 return
+
+    def _reroute(self, life: RequestLife, leg: Leg) -> None:
+        """The prefill worker was lost: another one, or the decode worker itself, goes on."""
+        assert life.choice is not None
+        lost = life.choice.prefill
+        others = [
+            pool
+            for pool in self._fleet.connected(Role.PREFILL, life.model.name)
+            if pool is not lost
+        ]
+        demand = Demand(life.num_tokens, self._hits(life), life.model.kv_bytes_per_token)
+        choice = choose(demand, [life.choice.decode], others, self.config.policy)
+        life.choice = choice or life.choice
+        life.num_prefill_attempts += 1
+        leg.reroute(choice.prefill_choice() if choice else None)
 
     def _fresh_prompt_logprobs(
         self, life: RequestLife, update: LegUpdate

@@ -14,26 +14,41 @@ import grpc
 from baton.errors import NotFound, Unavailable
 from baton.rpc.channel import channel
 from baton.state.base import ClusterState, Joined, Left, Member, Updated
-from baton.types import Role
+from baton.types import PoolId, Role
 from baton.v1 import decode_pb2
 from router.decode_stream import DecodeStream, Leg
+from router.index import BlockIndex
+from router.kv_follower import KvFollower
 from router.pools import Pool, Pools
 
 
 class _Worker:
-    """A decode worker's connection."""
+    """A worker's connections: events of every pool, and to a decode worker the stream of requests."""
 
-    def __init__(self, member: Member, router_id: str, slow_client_s: float) -> None:
-        self.incarnation = member.info.incarnation
-        self.channel: grpc.aio.Channel = channel(member.info.address)
-        self.stream = DecodeStream(
-            member.info.worker_id, self.channel, router_id, slow_client_s=slow_client_s
-        )
-        self.task = asyncio.create_task(self.stream.run(), name=f"stream {member.info.worker_id}")
+    def __init__(self, member: Member, index: BlockIndex, stream: DecodeStream | None) -> None:
+        info = member.info
+        self.incarnation = info.incarnation
+        self.channel: grpc.aio.Channel = channel(info.address)
+        self.stream = stream
+        self.followers = [
+            KvFollower(PoolId(info.worker_id, dp_rank), self.channel, index)
+            for dp_rank in range(info.num_dp_ranks)
+        ]
+        runs = [follower.run() for follower in self.followers]
+        if stream is not None:
+            runs.append(stream.run(self.channel))
+        self._tasks = [asyncio.create_task(run, name=info.worker_id) for run in runs]
+
+    @property
+    def connected(self) -> bool:
+        if self.stream is not None:
+            return self.stream.connected
+        return all(follower.connected for follower in self.followers)
 
     async def close(self) -> None:
-        self.task.cancel()
-        await asyncio.wait([self.task])
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.wait(self._tasks)
         await self.channel.close()
 
 
@@ -44,12 +59,14 @@ class Fleet:
         self,
         state: ClusterState,
         pools: Pools,
+        index: BlockIndex,
         router_id: str,
         on_resize: Callable[[int], None],
         *,
         slow_client_s: float,
     ) -> None:
         self.pools = pools
+        self.index = index
         self._state = state
         self._router_id = router_id
         self._on_resize = on_resize
@@ -62,14 +79,13 @@ class Fleet:
         return [
             pool
             for pool in self.pools.serving(role, model)
-            if (worker := self._workers.get(pool.id.worker_id)) is not None
-            and worker.stream.connected.is_set()
+            if (worker := self._workers.get(pool.id.worker_id)) is not None and worker.connected
         ]
 
     def is_serving(self) -> bool:
-        return any(worker.stream.connected.is_set() for worker in self._workers.values()) and any(
-            not pool.draining for pool in self.pools
-        )
+        """Whether any model has a decode worker that takes requests."""
+        models = {pool.worker.model for pool in self.pools}
+        return any(self.connected(Role.DECODE, model) for model in models)
 
     async def wait_for_change(self, timeout_s: float) -> bool:
         """Waits until a worker came, went or (dis)connected; False where nothing did in time."""
@@ -83,7 +99,7 @@ class Fleet:
     def start(self, pool: Pool, message: decode_pb2.Start) -> Leg:
         """Starts an attempt on `pool`. Raises Unavailable where its worker is not connected."""
         worker = self._workers.get(pool.id.worker_id)
-        if worker is None or worker.incarnation != pool.worker.incarnation:
+        if worker is None or worker.stream is None or worker.incarnation != pool.worker.incarnation:
             raise Unavailable(f"worker {pool.id.worker_id} is gone")
         return worker.stream.start(message)
 
@@ -111,10 +127,15 @@ class Fleet:
 
     def _join(self, member: Member) -> None:
         self._update(member)
+        stream = None
         if member.info.role is Role.DECODE:
-            worker = _Worker(member, self._router_id, self._slow_client_s)
-            worker.stream.on_change = self._announce
-            self._workers[member.info.worker_id] = worker
+            stream = DecodeStream(
+                member.info.worker_id,
+                self._router_id,
+                slow_client_s=self._slow_client_s,
+                on_change=self._announce,
+            )
+        self._workers[member.info.worker_id] = _Worker(member, self.index, stream)
 
     def _update(self, member: Member) -> None:
         self.pools.put(member.info, draining=member.draining)

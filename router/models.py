@@ -8,21 +8,30 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from baton.errors import Unavailable, UnknownModel
-from baton.types import Role
+from baton.types import Fingerprint, Role
 from router.frontend import ModelCard
 from router.pools import Pools
 from router.text.model_text import ModelText
 from router.validation import ModelLimits
 
+_DTYPE_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
+
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """A model as a request meets it. `identity` is that of its workers, and salts the block ids."""
+    """A model as a request meets it. `fingerprint` is that of its workers; its identity salts the
+    block ids."""
 
     name: str
     text: ModelText | None
     limits: ModelLimits
-    identity: str
+    fingerprint: Fingerprint
+
+    @property
+    def kv_bytes_per_token(self) -> float:
+        layout = self.fingerprint
+        width = _DTYPE_BYTES[layout.kv_dtype]
+        return 2 * layout.num_layers * layout.num_kv_heads * layout.head_dim * width
 
 
 @dataclass(slots=True)
@@ -80,4 +89,4 @@ class Models:
             limits = text.limits(max_model_len)
         else:
             limits = ModelLimits(workers[0].vocab_size, max_model_len, has_text=False)
-        return ServedModel(name, text, limits, workers[0].fingerprint.identity)
+        return ServedModel(name, text, limits, workers[0].fingerprint)

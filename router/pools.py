@@ -14,26 +14,60 @@ from baton.types import PoolId, PoolLoad, Role, WorkerInfo
 
 @dataclass(slots=True, eq=False)
 class Pool:
-    """One pool of one incarnation of a worker. `num_in_flight` and `num_in_flight_tokens` count what this
-    router has sent and not yet seen the end of; they lead the worker's own reports by a heartbeat."""
+    """One pool of one incarnation of a worker. What is in flight counts what this router has sent and
+    not yet seen the end of; it leads the worker's own reports by a heartbeat. `num_queued_tokens`:
+    prompt tokens that this router has asked the pool to compute and that are not computed yet."""
 
     id: PoolId
     worker: WorkerInfo
     load: PoolLoad | None = None
     draining: bool = False
     num_in_flight: int = 0
-    num_in_flight_tokens: int = 0
+    num_queued_tokens: int = 0
+    transfer_bytes_per_s: float = 0.0  # into this pool; 0 until measured
+
+    @property
+    def step_s(self) -> float:
+        """A decode step's time; 0 until measured."""
+        return self.load.decode_step_s if self.load else 0.0
 
     @contextmanager
-    def in_flight(self, num_tokens: int) -> Iterator[None]:
-        """Counts a request of `num_tokens` as in flight here for as long as the block runs."""
+    def in_flight(self) -> Iterator[None]:
+        """Counts a request as in flight here for as long as the block runs."""
         self.num_in_flight += 1
-        self.num_in_flight_tokens += num_tokens
         try:
             yield
         finally:
             self.num_in_flight -= 1
-            self.num_in_flight_tokens -= num_tokens
+
+    @contextmanager
+    def queued(self, num_tokens: int) -> Iterator[Queued]:
+        """Counts prompt tokens that wait to be computed here, until they are or the block ends."""
+        queued = Queued(self, num_tokens)
+        self.num_queued_tokens += num_tokens
+        try:
+            yield queued
+        finally:
+            queued.done()
+
+    def note_transfer(self, num_bytes: int, transfer_s: float) -> None:
+        """Learns how fast KV arrives here."""
+        if num_bytes and transfer_s > 0:
+            rate, weight = num_bytes / transfer_s, 0.2
+            known = self.transfer_bytes_per_s or rate
+            self.transfer_bytes_per_s = known + weight * (rate - known)
+
+
+@dataclass(slots=True)
+class Queued:
+    """Prompt tokens of one request that `pool` has still to compute."""
+
+    pool: Pool
+    num_tokens: int
+
+    def done(self) -> None:
+        self.pool.num_queued_tokens -= self.num_tokens
+        self.num_tokens = 0
 
 
 @dataclass(slots=True)

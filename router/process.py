@@ -19,6 +19,7 @@ from router.fleet import Fleet
 from router.gate import Gate
 from router.http.app import create_app
 from router.http.server import HttpServer
+from router.index import BlockIndex
 from router.metrics import Metrics
 from router.models import Models
 from router.pools import Pools
@@ -41,6 +42,7 @@ class Router:
         self._fleet = Fleet(
             self._state,
             pools,
+            BlockIndex(),
             self.router_id,
             self._resize,
             slow_client_s=config.times.slow_client_s,

@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from baton import convert, instants
-from baton.block_id import salt
-from baton.types import SamplingParams, Timeline, Usage
+from baton.block_id import chain, salt
+from baton.types import BlockId, HandOffReport, SamplingParams, Timeline, Usage
 from baton.v1 import decode_pb2
 from router.decode_stream import LegEnd, LegUpdate, Row, SampleEnd
 from router.frontend import Deltas, Finished, SampleDelta
 from router.models import ServedModel
-from router.pools import Pool
+from router.policy import Choice
 from router.request import GenerateInput
 from router.sample_text import SampleText
 
@@ -33,13 +33,16 @@ class RequestLife:
     samples: list[SampleText]
     instants: dict[str, float]
     deadline_s: float | None = None
-    decode_worker: str = ""
+    choice: Choice | None = None  # of the attempt in progress
+    hand_off: HandOffReport | None = None
     num_attempts: int = 0
+    num_prefill_attempts: int = 0
     num_preemptions: int = 0
     num_cached_tokens: int = 0
     num_prompt_logprobs: int = 0  # sent to the client
     num_prompt_logprobs_seen: int = 0  # computed in this attempt
     state: str = "waiting"
+    _block_ids: Sequence[BlockId] | None = None
 
     @classmethod
     def begin(
@@ -79,8 +82,25 @@ class RequestLife:
     def num_tokens(self) -> int:
         return len(self.prompt_token_ids) + sum(len(sample.token_ids) for sample in self.samples)
 
-    def start_message(self, pool: Pool, now_s: float) -> decode_pb2.Start:
-        """What the worker of `pool` is told for the next attempt."""
+    @property
+    def salt(self) -> bytes:
+        return salt(self.model.fingerprint.identity, tenant=self.request.tenant)
+
+    def block_ids(self) -> Sequence[BlockId]:
+        """Of the prompt's full blocks."""
+        if self._block_ids is None:
+            block_size = self.model.fingerprint.block_size
+            self._block_ids = list(chain(self.prompt_token_ids, block_size, self.salt))
+        return self._block_ids
+
+    def begin_attempt(self, choice: Choice) -> None:
+        self.choice = choice
+        self.num_attempts += 1
+        self.num_prompt_logprobs_seen = 0
+
+    def start_message(self, choice: Choice, now_s: float) -> decode_pb2.Start:
+        """What the decode worker is told for the next attempt."""
+        pool, prefill = choice.decode, choice.prefill_choice()
         return decode_pb2.Start(
             request_id=self.request_id,
             attempt=self.num_attempts,
@@ -91,7 +111,8 @@ class RequestLife:
             if any(sample.token_ids for sample in self.samples)
             else (),
             sampling=convert.sampling_to_proto(self.params),
-            salt=salt(self.model.identity, tenant=self.request.tenant),
+            salt=self.salt,
+            prefill=convert.prefill_choice_to_proto(prefill) if prefill else None,
             tenant=self.request.tenant,
             priority=self.request.priority,
             timeout_s=max(1e-3, self.deadline_s - now_s) if self.deadline_s is not None else 0.0,
@@ -130,6 +151,12 @@ class RequestLife:
         self.num_preemptions += end.num_preemptions
         if self.num_attempts == 1:
             self.num_cached_tokens = end.usage.num_cached_tokens
+        if end.hand_off is not None:
+            self.hand_off = end.hand_off
+            if self.choice is not None:
+                self.choice.decode.note_transfer(
+                    end.hand_off.transfer_bytes, end.hand_off.transfer_s
+                )
 
     def finished(self) -> Finished:
         return Finished(self.usage(), self.timeline())
@@ -139,12 +166,18 @@ class RequestLife:
         return Usage(len(self.prompt_token_ids), self.num_cached_tokens, num_output_tokens)
 
     def timeline(self) -> Timeline:
+        choice, hand_off = self.choice, self.hand_off
+        num_prefill_cached = hand_off.num_prefill_cached_tokens if hand_off else 0
+        num_cached = max(self.num_cached_tokens, num_prefill_cached)
         return Timeline(
             events=instants.relative(self.instants),
-            decode_worker=self.decode_worker,
-            prefill_worker="",
+            decode_worker=choice.decode.id.worker_id if choice else "",
+            prefill_worker=hand_off.prefill_worker if hand_off else "",
             num_cached_tokens=self.num_cached_tokens,
-            num_computed_tokens=len(self.prompt_token_ids) - self.num_cached_tokens,
-            num_attempts=self.num_attempts,
+            num_computed_tokens=len(self.prompt_token_ids) - num_cached,
+            num_attempts=self.num_attempts + self.num_prefill_attempts,
             num_preemptions=self.num_preemptions,
+            predicted_local_ttft_s=choice.local_ttft_s if choice else None,
+            predicted_remote_ttft_s=choice.remote_ttft_s if choice else None,
+            hand_off=hand_off,
         )

@@ -34,7 +34,7 @@ class FakeInference(inference_pb2_grpc.InferenceServicer):
         self.arrived = asyncio.Event()
         self.cancelled = asyncio.Event()
 
-    async def Generate(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
+    async def Generate(self, request: Any, context: Any) -> AsyncIterator[Any]:
         self.requests.append(request)
         self.arrived.set()
         self.traceparents.append(traceparent(dict(context.invocation_metadata())))
@@ -89,18 +89,18 @@ class FakeInference(inference_pb2_grpc.InferenceServicer):
             finish_reason=convert.finish_reason_to_proto(FinishReason.LENGTH if last else None),
         )
 
-    async def Tokenize(self, request: Any, context: Any) -> pb.TokenizeResponse:  # noqa: N802
+    async def Tokenize(self, request: Any, context: Any) -> pb.TokenizeResponse:
         if self.refuse is not None:
             raise self.refuse
         text = request.text or "".join(each.content for each in request.chat.messages)
         return pb.TokenizeResponse(token_ids=text.encode())
 
-    async def Detokenize(  # noqa: N802
+    async def Detokenize(
         self, request: pb.DetokenizeRequest, context: Any
     ) -> pb.DetokenizeResponse:
         return pb.DetokenizeResponse(text=bytes(request.token_ids).decode())
 
-    async def ListModels(self, request: Any, context: Any) -> pb.ListModelsResponse:  # noqa: N802
+    async def ListModels(self, request: Any, context: Any) -> pb.ListModelsResponse:
         return pb.ListModelsResponse(
             models=[pb.Model(name="fake", max_model_len=64, vocab_size=256)]
         )

@@ -7,16 +7,11 @@ engine's thread, so that no change falls between the two; delivery happens on th
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import groupby
 
-import msgpack
-
-from baton.types import BlockId
+from baton.kv_records import encode
 from engine.block_manager import BlockManager
-
-REMOVED, STORED = 0, 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,18 +58,3 @@ class KvEventLog:
     def _send(self, queues: Iterable[Queue], events: KvEvents) -> None:
         for queue in queues:
             self._loop.call_soon_threadsafe(queue.put_nowait, events)
-
-
-def encode(changes: Sequence[tuple[bool, BlockId]]) -> bytes:
-    """Changes in order, neighbours of one kind together."""
-    records = [
-        [STORED if stored else REMOVED, [block_id for _, block_id in run]]
-        for stored, run in groupby(changes, key=lambda change: change[0])
-    ]
-    packed: bytes = msgpack.packb(records)
-    return packed
-
-
-def decode(records: bytes) -> list[tuple[int, list[BlockId]]]:
-    """The inverse of `encode`, by runs: (REMOVED or STORED, ids)."""
-    return [(kind, ids) for kind, ids in msgpack.unpackb(records)]

@@ -22,7 +22,7 @@ class RegistryServicer(worker_pb2_grpc.RegistryServicer):
         self._state = state
         self._router_id = router_id
 
-    async def Register(  # noqa: N802
+    async def Register(
         self,
         request_iterator: AsyncIterator[worker_pb2.WorkerReport],
         context: grpc.aio.ServicerContext[Any, Any],

@@ -92,7 +92,7 @@ class Kernels:
         ):
             raise Internal("a slot is outside the cache", field="write_kv.slots")
 
-    def attend(  # noqa: PLR0913 - one call per layer and step: a dataclass would cost more
+    def attend(
         self,
         q: Tensor,
         layer_cache: Tensor,

@@ -93,9 +93,9 @@ typedef struct {
 
 #define LINE 64
 
-INLINE void look_ahead(stream *ahead)
+INLINE void look_ahead(stream *ahead, int lines)
 {
-    for (int i = 0; i < ahead->pace; i++) {
+    for (int i = 0; i < lines; i++) {
         if (ahead->at >= ahead->end) {
             if (ahead->next == ahead->num) return;
             ahead->at = ahead->runs[ahead->next].begin;
@@ -116,7 +116,7 @@ INLINE void multiply_qk(const int rows, const float *q, int q_stride, const floa
         vec acc[ROWS][VECS] = {};
         for (int d = 0; d < head_dim; d++) {
             vec k[VECS];
-            look_ahead(ahead);
+            look_ahead(ahead, ahead->pace);
             UNROLL for (int i = 0; i < VECS; i++) k[i] = load(kt + d * TILE + j + i * LANES);
             UNROLL for (int r = 0; r < rows; r++) {
                 vec x = splat(q[r * q_stride + d]);
@@ -137,7 +137,7 @@ INLINE void multiply_pv(const int rows, const int vecs, float p[][TILE], const f
         UNROLL for (int i = 0; i < vecs; i++) sum[r][i] = load(acc + r * stride + d + i * LANES);
     for (int j = from; j < to; j++) {
         vec x[VECS];
-        look_ahead(ahead);
+        look_ahead(ahead, ahead->pace);
         UNROLL for (int i = 0; i < vecs; i++) x[i] = load(v[j] + d + i * LANES);
         UNROLL for (int r = 0; r < rows; r++) {
             vec weight = splat(p[r][j]);
@@ -202,6 +202,7 @@ typedef struct {
 /* What one work item needs: (tokens, heads of one KV head) rows against a tile of K and V. */
 typedef struct {
     float kt[MAX_DIM * TILE] __attribute__((aligned(64)));  /* [head_dim][TILE] */
+    float k[LANES * MAX_DIM] __attribute__((aligned(64)));  /* [LANES][stride], likewise */
     float v[TILE * MAX_DIM] __attribute__((aligned(64)));   /* [TILE][stride] where not read in place */
     float q[MAX_FLOATS] __attribute__((aligned(64)));       /* [rows][stride], times scale / ln 2 */
     float o[MAX_FLOATS] __attribute__((aligned(64)));       /* [rows][stride] */
@@ -222,26 +223,19 @@ INLINE vec load_row(const void *row, const int half, int d, int head_dim)
     return load(x);
 }
 
-INLINE void transpose_keys(const void *const *rows, const int half, int head_dim, int num, float *kt)
+/* The row as fp32, padded with zeros to `stride`: in place if it is that already, else in `to`. */
+INLINE const float *widen_row(const char *row, int half, int dim, int stride, float *to)
 {
-    for (int d = 0; d < head_dim; d += LANES)
-        for (int j = 0; j < num; j += LANES) {
-            vec x[LANES];
-            UNROLL for (int i = 0; i < LANES; i++) x[i] = load_row(rows[j + i], half, d, head_dim);
-            transpose(x);
-            if (d + LANES <= head_dim) {
-                UNROLL for (int i = 0; i < LANES; i++) store(kt + (d + i) * TILE + j, x[i]);
-            } else {
-                float y[LANES][LANES];
-                UNROLL for (int i = 0; i < LANES; i++) store(y[i], x[i]);
-                for (int i = 0; d + i < head_dim; i++) store(kt + (d + i) * TILE + j, load(y[i]));
-            }
-        }
+    if (!half && dim == stride) return (const float *)row;
+    for (int d = 0; d < dim; d += LANES)
+        store(to + d, half ? load_row(row, 1, d, dim) : load_row(row, 0, d, dim));
+    return to;
 }
 
-/* Sets out to fetch positions [begin, begin + num) in the course of `steps` steps. */
+/* Sets out to fetch positions [begin, begin + num) while another tile is read (a line per transpose)
+ * and while the first rows go through it. */
 static void prepare(stream *ahead, const attend_job *job, const int32_t *table, int64_t kv_head,
-                    int64_t begin, int num, int steps)
+                    int64_t begin, int num)
 {
     const layer_cache *c = &job->from;
     const int64_t row = c->head_dim * (c->half ? sizeof(_Float16) : sizeof(float));
@@ -258,7 +252,9 @@ static void prepare(stream *ahead, const attend_job *job, const int32_t *table, 
         }
         p += run;
     }
-    ahead->pace = (int)((2 * num * row / LINE + steps - 1) / steps);
+    const int64_t transposes = TILE / LANES * c->head_dim / 4;
+    const int64_t steps = 2 * c->head_dim * TILE / (VECS * LANES); /* of both products */
+    ahead->pace = (int)((2 * num * row / LINE - transposes + steps - 1) / steps);
 }
 
 /* Positions [begin, begin + num) of one slice and KV head: K transposed, V as rows of fp32. Lanes from
@@ -280,26 +276,17 @@ static void read_tile(const attend_job *job, const int32_t *table, int64_t kv_he
             v_rows[j] = k + c->num_kv_heads * plane * size;
         }
     }
-    int padded = (num + LANES - 1) / LANES * LANES;
-    for (int j = num; j < padded; j++) k_rows[j] = (const char *)zeros;
-    if (half)
-        transpose_keys((const void *const *)k_rows, 1, dim, padded, w->kt);
-    else
-        transpose_keys((const void *const *)k_rows, 0, dim, padded, w->kt);
-    if (padded < TILE)
-        for (int d = 0; d < dim; d++)
-            memset(w->kt + d * TILE + padded, 0, (TILE - padded) * sizeof(float));
-
-    for (int j = 0; j < num; j++) {
-        if (!half && stride == dim) {
-            w->v_rows[j] = (const float *)v_rows[j];
-            continue;
+    for (int j = 0; j < TILE; j += LANES) {
+        const float *rows[LANES];
+        for (int i = 0; i < LANES; i++)
+            rows[i] = j + i < num ? widen_row(k_rows[j + i], half, dim, stride, w->k + i * stride) : zeros;
+        for (int d = 0; d < dim; d += 4) {
+            look_ahead(&w->ahead, 1);
+            transpose(rows, d, w->kt + d * TILE + j, TILE);
         }
-        float *to = w->v + j * stride;
-        w->v_rows[j] = to;
-        for (int d = 0; d < dim; d += LANES)
-            store(to + d, half ? load_row(v_rows[j], 1, d, dim) : load_row(v_rows[j], 0, d, dim));
     }
+    for (int j = 0; j < num; j++)
+        w->v_rows[j] = widen_row(v_rows[j], half, dim, stride, w->v + j * stride);
 }
 
 /* --- attend: rows against a tile ------------------------------------------------------------------ */
@@ -395,9 +382,11 @@ static void attend_item(void *data, int64_t item)
     if (num_tokens > job->tokens_per_item) num_tokens = job->tokens_per_item;
     const int rows = (int)(num_tokens * group);
     const int64_t position = job->starts[slice] + row - job->query_starts[slice];
+    const int32_t *table = job->tables + slice * job->max_blocks;
 
     scratch w;
-    w.ahead.pace = 0;
+    w.ahead.next = w.ahead.num = w.ahead.pace = 0;
+    w.ahead.at = w.ahead.end = NULL;
     const float scale = job->scale * 1.44269504f; /* 1 / ln 2: weights are powers of two */
     for (int r = 0; r < rows; r++) {
         int64_t token = row + r / group, head = kv_head * group + r % group;
@@ -413,11 +402,9 @@ static void attend_item(void *data, int64_t item)
     for (begin = begin / TILE * TILE; begin < end; begin += TILE) {
         int num = end - begin < TILE ? (int)(end - begin) : TILE;
         int64_t left = end - begin - TILE;
-        read_tile(job, job->tables + slice * job->max_blocks, kv_head, begin, num, &w, stride);
         if (left > 0)
-            prepare(&w.ahead, job, job->tables + slice * job->max_blocks, kv_head, begin + TILE,
-                    left < TILE ? (int)left : TILE,
-                    (dim + stride) * TILE / (VECS * LANES));
+            prepare(&w.ahead, job, table, kv_head, begin + TILE, left < TILE ? (int)left : TILE);
+        read_tile(job, table, kv_head, begin, num, &w, stride);
         for (int part = 0; part < parts; part++) { /* parts of nearly equal size */
             int first = rows * part / parts, next = rows * (part + 1) / parts;
             attend_rows(job, &w, first, next - first, position, group, begin, stride);

@@ -71,29 +71,54 @@ INLINE vec select_where(ivec mask, vec yes, vec no)
 
 INLINE vec larger(vec a, vec b) { return select_where(a > b, a, b); }
 
+/* Shuffles within each 128 bits, which are cheap at every width. */
+typedef float quad __attribute__((vector_size(16)));
+
 #if LANES == 16
-#define LOW(a, b) __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23)
+typedef float oct __attribute__((vector_size(32)));
+#define LOW(a, b) \
+    __builtin_shufflevector(a, b, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29)
 #define HIGH(a, b) \
-    __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)
+    __builtin_shufflevector(a, b, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31)
+#define LOW_PAIRS(a, b) \
+    __builtin_shufflevector(a, b, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29)
+#define HIGH_PAIRS(a, b) \
+    __builtin_shufflevector(a, b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31)
+INLINE vec join(const quad q[4])
+{
+    oct low = __builtin_shufflevector(q[0], q[1], 0, 1, 2, 3, 4, 5, 6, 7);
+    oct high = __builtin_shufflevector(q[2], q[3], 0, 1, 2, 3, 4, 5, 6, 7);
+    return __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+}
 #elif LANES == 8
-#define LOW(a, b) __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11)
-#define HIGH(a, b) __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15)
+#define LOW(a, b) __builtin_shufflevector(a, b, 0, 8, 1, 9, 4, 12, 5, 13)
+#define HIGH(a, b) __builtin_shufflevector(a, b, 2, 10, 3, 11, 6, 14, 7, 15)
+#define LOW_PAIRS(a, b) __builtin_shufflevector(a, b, 0, 1, 8, 9, 4, 5, 12, 13)
+#define HIGH_PAIRS(a, b) __builtin_shufflevector(a, b, 2, 3, 10, 11, 6, 7, 14, 15)
+INLINE vec join(const quad q[2]) { return __builtin_shufflevector(q[0], q[1], 0, 1, 2, 3, 4, 5, 6, 7); }
 #else
 #define LOW(a, b) __builtin_shufflevector(a, b, 0, 4, 1, 5)
 #define HIGH(a, b) __builtin_shufflevector(a, b, 2, 6, 3, 7)
+#define LOW_PAIRS(a, b) __builtin_shufflevector(a, b, 0, 1, 4, 5)
+#define HIGH_PAIRS(a, b) __builtin_shufflevector(a, b, 2, 3, 6, 7)
+INLINE vec join(const quad q[1]) { return q[0]; }
 #endif
 
-/* LANES x LANES in place: log2(LANES) perfect shuffles of the rows. */
-INLINE void transpose(vec rows[LANES])
+/* to[e][i] = rows[i][d + e] for i < LANES and e < 4, rows of `to` being `stride` floats apart. */
+INLINE void transpose(const float *const rows[LANES], int d, float *to, int stride)
 {
-    UNROLL for (int stage = 1; stage < LANES; stage *= 2) {
-        vec next[LANES];
-        UNROLL for (int i = 0; i < LANES / 2; i++) {
-            next[2 * i] = LOW(rows[i], rows[i + LANES / 2]);
-            next[2 * i + 1] = HIGH(rows[i], rows[i + LANES / 2]);
-        }
-        UNROLL for (int i = 0; i < LANES; i++) rows[i] = next[i];
+    vec x[4]; /* x[r] holds rows r, r + 4, r + 8, ... in its quads */
+    UNROLL for (int r = 0; r < 4; r++) {
+        quad q[LANES / 4];
+        UNROLL for (int i = 0; i < LANES / 4; i++) memcpy(q + i, rows[4 * i + r] + d, sizeof *q);
+        x[r] = join(q);
     }
+    vec low = LOW(x[0], x[1]), high = HIGH(x[0], x[1]);
+    vec next_low = LOW(x[2], x[3]), next_high = HIGH(x[2], x[3]);
+    store(to, LOW_PAIRS(low, next_low));
+    store(to + stride, HIGH_PAIRS(low, next_low));
+    store(to + 2 * stride, LOW_PAIRS(high, next_high));
+    store(to + 3 * stride, HIGH_PAIRS(high, next_high));
 }
 
 /* Folds halves: the order of the sum is fixed by LANES alone. */

@@ -13,7 +13,6 @@ import transformers
 
 import engine.kernels
 import engine.numerics
-
 from tests.checkpoints import make_checkpoint
 
 Checkpoints = Callable[..., Path]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ class Driver:
         edges = [0, *cuts, len(token_ids)]
         chunks = [
             self.logits(Slice(token_ids[begin:end], begin, table))[0]
-            for begin, end in zip(edges, edges[1:], strict=False)
+            for begin, end in pairwise(edges)
         ]
         return torch.cat(chunks)
 

@@ -6,13 +6,13 @@ import random
 from collections import defaultdict
 
 import pytest
-from tests.fake_runner import FakeRunner, expected_output
 
 from baton.errors import Cancelled, DeadlineExceeded, Draining, InvalidArgument
 from baton.types import FinishReason, SamplingParams
 from decode_worker.scheduler import Scheduler, SchedulerLimits
 from decode_worker.state_machine import Cancel, DecodeRequests, Key, RouterLost, Start
 from engine.block_manager import BlockManager
+from tests.fake_runner import FakeRunner, expected_output
 
 VOCAB = 100
 

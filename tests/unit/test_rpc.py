@@ -29,7 +29,7 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 class EchoRegistry(worker_pb2_grpc.RegistryServicer):
     """A stream of requests to a stream of answers; `router_id` "fail" is answered with an error."""
 
-    async def Register(self, request_iterator: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
+    async def Register(self, request_iterator: Any, context: Any) -> AsyncIterator[Any]:
         async for report in request_iterator:
             if report.info.worker_id == "fail":
                 raise errors.PermissionDenied("not you", field="info.worker_id")

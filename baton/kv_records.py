@@ -1,0 +1,27 @@
+"""KV events on the wire: msgpack records of block ids, by runs of one kind (docs/protocol.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+
+import msgpack
+
+from baton.types import BlockId
+
+REMOVED, STORED = 0, 1
+
+
+def encode(changes: Sequence[tuple[bool, BlockId]]) -> bytes:
+    """Changes (stored, id) in order, neighbours of one kind together: [[kind, [id, ...]], ...]."""
+    records = [
+        [STORED if stored else REMOVED, [block_id for _, block_id in run]]
+        for stored, run in groupby(changes, key=lambda change: change[0])
+    ]
+    packed: bytes = msgpack.packb(records)
+    return packed
+
+
+def decode(records: bytes) -> list[tuple[int, list[BlockId]]]:
+    """The inverse of `encode`, by runs: (REMOVED or STORED, ids)."""
+    return [(kind, ids) for kind, ids in msgpack.unpackb(records)]

@@ -1,0 +1,167 @@
+"""Which prompt tokens the next step computes on a prefill worker. Pure: no torch, clock or network.
+
+    waiting --admit--> computing --last chunk--> held --release--> gone
+
+A step packs chunks of several prompts up to a budget that keeps it within `max_step_s`. Memory for a whole
+prompt is taken at admission, so nothing is ever preempted. A computed prompt is held, its blocks still
+referenced, until its reader has confirmed them. The queue is ordered by the tokens still to be computed,
+less what a prompt has gained by waiting: short prompts pass long ones, but not for ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from baton.types import PositionLogprobs
+from engine import sample_blocks
+from engine.batch import Drawn, NewSample, Slice, StepOutput, StepPlan
+from engine.block_manager import BlockManager
+from engine.sample import Sample, sampling_state
+from engine.step_time import StepTimeModel
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillLimits:
+    """`ageing_tokens_per_s`: how many tokens of head start a second of waiting is worth."""
+
+    max_step_s: float = 0.25
+    min_chunk_tokens: int = 64
+    max_chunk_tokens: int = 512
+    ageing_tokens_per_s: float = 500.0
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillStep:
+    """What a step did. `computed`: samples that got tokens computed; `drawn`: those whose prompt is
+    complete, with the tokens of all samples that part from it."""
+
+    computed: Sequence[Sample]
+    drawn: Sequence[tuple[Sample, Sequence[Drawn]]]
+    prompt_logprobs: Sequence[tuple[Sample, Sequence[PositionLogprobs]]]
+
+
+class PrefillScheduler:
+    def __init__(self, blocks: BlockManager, limits: PrefillLimits) -> None:
+        self.blocks = blocks
+        self.limits = limits
+        self.step_time = StepTimeModel()
+        self._waiting: list[Sample] = []
+        self._computing: list[Sample] = []
+        self._held: list[Sample] = []
+        self._draws: dict[int, tuple[int, ...]] = {}  # sample's handle -> handles that draw
+        self._added: list[NewSample] = []
+        self._removed: list[int] = []
+        self._planned: list[Sample] = []
+
+    @property
+    def num_running(self) -> int:
+        return len(self._computing)
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def num_waiting_tokens(self) -> int:
+        """Tokens still to be computed, of waiting and of computing prompts."""
+        return sum(sample.num_missing for sample in (*self._waiting, *self._computing))
+
+    def check_integrity(self) -> None:
+        samples = (*self._waiting, *self._computing, *self._held)
+        self.blocks.check_integrity([sample.block_table for sample in samples])
+
+    def fits(self, num_tokens: int) -> bool:
+        """Whether a prompt of `num_tokens` can ever be computed here."""
+        return num_tokens <= self.blocks.num_blocks * self.blocks.block_size
+
+    def add(self, sample: Sample, drawing: Sequence[Sample]) -> None:
+        """Queues `sample`. `drawing`: the samples that draw from its last row, none where the reader
+        draws itself; they need no blocks here."""
+        self._waiting.append(sample)
+        self._draws[sample.handle] = tuple(each.handle for each in drawing)
+        self._added += map(sampling_state, drawing)
+
+    def release(self, sample: Sample) -> None:
+        """Forgets `sample`, wherever it is; its blocks stay as cache."""
+        for queue in (self._waiting, self._computing, self._held):
+            if sample in queue:
+                queue.remove(sample)
+                break
+        sample_blocks.give_back(sample, self.blocks)
+        handles = set(self._draws.pop(sample.handle, ()))
+        never_planned = {new.handle for new in self._added} & handles
+        self._added = [new for new in self._added if new.handle not in never_planned]
+        self._removed += handles - never_planned
+
+    def schedule(self, now_s: float) -> StepPlan | None:
+        """The next step, or None where nothing can be computed now."""
+        budget = self.step_time.chunk_budget(
+            self.limits.max_step_s,
+            0,
+            smallest=self.limits.min_chunk_tokens,
+            largest=self.limits.max_chunk_tokens,
+        )
+        slices = list(self._slices(budget, now_s))
+        if not slices:
+            return None
+        plan = StepPlan(slices, self._added, self._removed)
+        self._added, self._removed = [], []
+        return plan
+
+    @property
+    def planned(self) -> Iterable[Sample]:
+        """The samples of the step in progress, in the order of its slices."""
+        return self._planned
+
+    def update(self, plan: StepPlan, output: StepOutput) -> PrefillStep:
+        """Takes the step's results into the samples; complete ones are held from here on."""
+        self.step_time.observe(plan.num_tokens, 0, output.elapsed_s)
+        planned, self._planned = self._planned, []
+        drawn_by = {drawn.handle: drawn for drawn in output.drawn}
+        drawn: list[tuple[Sample, Sequence[Drawn]]] = []
+        prompt_logprobs = []
+        for index, (sample, piece) in enumerate(zip(planned, plan.slices, strict=True)):
+            sample.num_computed = piece.end
+            sample_blocks.publish(sample, self.blocks)
+            if index in output.prompt_logprobs:
+                fresh = sample.take_prompt_logprobs(piece.start, output.prompt_logprobs[index])
+                prompt_logprobs.append((sample, fresh))
+            if sample.num_missing == 0:
+                self._computing.remove(sample)
+                self._held.append(sample)
+                handles = self._draws[sample.handle]
+                drawn.append((sample, [drawn_by[h] for h in handles if h in drawn_by]))
+        return PrefillStep(planned, drawn, prompt_logprobs)
+
+    def _slices(self, budget: int, now_s: float) -> Iterator[Slice]:
+        for sample in self._computing:
+            if budget <= 0:
+                return
+            piece = self._slice(sample, budget)
+            budget -= len(piece.token_ids)
+            yield piece
+        for sample in sorted(self._waiting, key=lambda each: self._urgency(each, now_s)):
+            if budget <= 0 or not sample_blocks.take(sample, self.blocks):
+                return  # whoever is next waits for memory: passing it would starve long prompts
+            self._waiting.remove(sample)
+            self._computing.append(sample)
+            piece = self._slice(sample, budget)
+            budget -= len(piece.token_ids)
+            yield piece
+
+    def _slice(self, sample: Sample, budget: int) -> Slice:
+        start = sample.num_computed
+        end = min(len(sample.token_ids), start + budget)
+        draws = self._draws[sample.handle] if end == len(sample.token_ids) else ()
+        targets, top = sample.prompt_targets(start, end)
+        self._planned.append(sample)
+        return Slice(
+            sample.token_ids[start:end], start, tuple(sample.block_table), draws, targets, top
+        )
+
+    def _urgency(self, sample: Sample, now_s: float) -> tuple[float, float, int]:
+        num_hits = self.blocks.num_matched(sample.extend_block_ids(self.blocks.block_size))
+        num_new = len(sample.token_ids) - num_hits * self.blocks.block_size
+        head_start = (now_s - sample.arrival_s) * self.limits.ageing_tokens_per_s
+        return (-sample.priority, num_new - head_start, sample.handle)

@@ -1,0 +1,146 @@
+"""What the load generator sends: lengths, arrivals, contents, traces."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from baton.errors import ConfigError
+from bench import workload
+from bench.traces import read_trace
+from bench.workload import Lengths, PlannedRequest, prompt_text, prompt_token_ids
+
+MOONCAKE = [
+    {"timestamp": 500, "input_length": 1000, "output_length": 5, "hash_ids": [0, 1]},
+    {"timestamp": 1500, "input_length": 700, "output_length": 0, "hash_ids": [0, 2]},
+]
+AZURE = """TIMESTAMP,ContextTokens,GeneratedTokens
+2023-11-16 18:15:46.6805900,374,44
+2023-11-16 18:15:48.1805900,396,109
+"""
+
+
+@pytest.fixture
+def mooncake(tmp_path: Path) -> Path:
+    path = tmp_path / "trace.jsonl.gz"
+    path.write_bytes(gzip.compress("\n".join(map(json.dumps, MOONCAKE)).encode()))
+    return path
+
+
+def test_synthetic_lengths_fill_their_range() -> None:
+    requests = workload.synthetic(300, Lengths(3, 5), Lengths(7, 7), seed=1)
+    assert {request.num_prompt_tokens for request in requests} == {3, 4, 5}
+    assert {request.num_output_tokens for request in requests} == {7}
+    assert {request.due_s for request in requests} == {None}
+    assert requests == workload.synthetic(300, Lengths(3, 5), Lengths(7, 7), seed=1)
+    assert requests != workload.synthetic(300, Lengths(3, 5), Lengths(7, 7), seed=2)
+
+
+def test_poisson_arrivals() -> None:
+    plain = workload.synthetic(4001, Lengths(1, 1), Lengths(1, 1), seed=1)
+    due_s = [request.due_s or 0.0 for request in workload.poisson(plain, 50.0, seed=1)]
+    assert due_s[0] == 0
+    assert due_s == sorted(due_s)
+    assert due_s[-1] == pytest.approx(4000 / 50, rel=0.05)
+    gaps = sorted(after - before for before, after in zip(due_s, due_s[1:], strict=False))
+    assert gaps[2000] == pytest.approx(0.693 / 50, rel=0.1)  # an exponential's median
+
+
+def test_contents_are_of_the_wanted_length_and_repeatable() -> None:
+    request = PlannedRequest(3, 100, 1)
+    ids = prompt_token_ids(request, 50, seed=1)
+    assert len(ids) == 100
+    assert set(ids) <= set(range(50))
+    assert len(set(ids)) > 20
+    assert ids == prompt_token_ids(request, 50, seed=1)
+    assert ids != prompt_token_ids(request, 50, seed=2)
+    assert ids != prompt_token_ids(PlannedRequest(4, 100, 1), 50, seed=1)
+    assert len(prompt_text(request, seed=1).split()) == 100
+
+
+def test_mooncake(mooncake: Path) -> None:
+    first, second = read_trace(mooncake)
+    assert (first.num_prompt_tokens, first.num_output_tokens, first.due_s) == (1000, 5, 0.0)
+    assert (second.num_prompt_tokens, second.num_output_tokens, second.due_s) == (700, 1, 1.0)
+    ours, theirs = (prompt_token_ids(each, 1000, seed=1) for each in (first, second))
+    assert ours[:512] == theirs[:512]
+    assert ours[512:700] != theirs[512:]
+    assert (len(ours), len(theirs)) == (1000, 700)
+
+
+def test_azure(tmp_path: Path) -> None:
+    path = tmp_path / "trace.csv"
+    path.write_text(AZURE)
+    first, second = read_trace(path)
+    assert (first.num_prompt_tokens, first.num_output_tokens, first.due_s) == (374, 44, 0.0)
+    assert second.due_s == pytest.approx(1.5)
+    assert len(read_trace(path, limit=1)) == 1
+    assert [each.due_s for each in workload.sped_up([first, second], 3)] == pytest.approx([0, 0.5])
+
+
+@pytest.mark.parametrize(
+    ("content", "where"),
+    [
+        (b"", "trace: holds no requests"),
+        (b'{"timestamp": 0, "input_length": 3}\n', "trace:1: output_length: is missing"),
+        (b'{"timestamp": 0, "input_length": "many", "output_length": 1}\n', "trace:1: input_len"),
+        (b'{"timestamp": 0}\n{', "trace:1"),
+        (b'{"timestamp": 0, "input_length": 1, "output_length": 1}\n{', "trace:2: is not JSON"),
+        (
+            b'{"timestamp": 0, "input_length": 1, "output_length": 1, "hash_ids": ["a"]}',
+            "trace:1: hash_ids",
+        ),
+        (b"TIMESTAMP,ContextTokens,GeneratedTokens\nnoon,1,1\n", "trace:2: TIMESTAMP: must be a"),
+        (b"a,b\n1,2\n", "trace:2: ContextTokens: is missing"),
+        (b"\xff\xfe\xfd", "trace: cannot be read"),
+        (gzip.compress(AZURE.encode())[:30], "trace: cannot be read"),
+        (b"TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46,1\n", "GeneratedTokens"),
+        (b'{"timestamp": 0, "input_length": 1e999, "output_length": 1}\n', "trace:1: input_length"),
+    ],
+)
+def test_traces_that_are_none(tmp_path: Path, content: bytes, where: str) -> None:
+    path = tmp_path / "trace"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        read_trace(path)
+    assert where in str(caught.value)
+
+
+def test_a_trace_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="No such file"):
+        read_trace(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "output", "fitted"),
+    [
+        (10, 10, (10, 10)),
+        (90, 10, (90, 10)),
+        (95, 10, (90, 10)),  # a short output is kept whole
+        (10, 200, (10, 90)),  # a long one takes what the prompt leaves
+        (500, 200, (50, 50)),  # where both are too long, each has half
+        (80, 60, (50, 50)),
+    ],
+)
+def test_requests_are_shortened_to_the_model(
+    prompt: int, output: int, fitted: tuple[int, int]
+) -> None:
+    (request,) = workload.fitted([PlannedRequest(0, prompt, output)], 100)
+    assert (request.num_prompt_tokens, request.num_output_tokens) == fitted
+
+
+DATA = Path(os.environ.get("BATON_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="needs the published traces (BATON_DATA)")
+def test_published_traces() -> None:
+    chat = read_trace(DATA / "mooncake_conversation.jsonl.gz")
+    assert len(chat) == 12_031
+    assert {each.block_hashes[0] for each in chat} == {0}  # as the trace is known to be
+    azure = read_trace(DATA / "AzureLLMInferenceTrace_conv.csv.gz", limit=100)
+    assert len(azure) == 100
+    assert (azure[0].num_prompt_tokens, azure[0].num_output_tokens) == (374, 44)

@@ -1,0 +1,179 @@
+"""The command as a whole: its subcommands, what they load, how they fail."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+import cli.bench
+from baton.errors import Overloaded
+from cli.lazy import LazyGroup
+from cli.main import main
+from tests.fake_cluster import FakeCluster
+
+ROOT = Path(__file__).parents[2]
+GROUPS = (main, cli.bench.bench)
+# Long-running processes: what they print are logs.
+PROCESSES = {"up", "router", "worker"}
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[FakeCluster]:
+    with FakeCluster() as cluster:
+        yield cluster
+
+
+def commands() -> list[tuple[str, click.Command]]:
+    found = []
+    for group in GROUPS:
+        assert isinstance(group, LazyGroup)
+        found += [(name, entry.load()) for name, entry in group.lazy_commands.items()]
+    return found
+
+
+@pytest.mark.parametrize(("name", "command"), commands())
+def test_every_command_is_what_it_is_called_and_has_help(name: str, command: click.Command) -> None:
+    assert command.name == name
+    result = CliRunner().invoke(command, ["--help"])
+    assert result.exit_code == 0
+    assert command.help
+
+
+@pytest.mark.parametrize(("name", "command"), commands())
+def test_every_command_has_json(name: str, command: click.Command) -> None:
+    if name in PROCESSES or isinstance(command, click.Group):
+        return
+    assert "--json" in {option for p in command.params for option in p.opts}
+
+
+def test_help_lists_every_command() -> None:
+    result = CliRunner().invoke(main, ["--help"])
+    assert result.exit_code == 0
+    assert all(f"  {name} " in result.stdout for name in main.list_commands(click.Context(main)))
+
+
+def loaded_after(*arguments: str) -> set[str]:
+    code = (
+        "import sys, cli.main\n"
+        "try: cli.main.main(sys.argv[1:])\n"
+        "except SystemExit: print(*sys.modules, file=sys.stderr)"
+    )
+    command = [sys.executable, "-c", code, *arguments]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return {name.partition(".")[0] for name in result.stderr.split()}
+
+
+def test_help_loads_next_to_nothing() -> None:
+    loaded = loaded_after("--help")
+    assert "click" in loaded
+    assert loaded & {"grpc", "google", "rich", "asyncio", "torch"} == set()
+
+
+def test_generate_loads_only_what_a_client_needs(cluster: FakeCluster) -> None:
+    loaded = loaded_after("generate", "x", "--max-tokens", "2", "--address", cluster.address)
+    assert "grpc" in loaded
+    assert loaded & {"torch", "numpy", "ray", "starlette", "uvicorn", "tokenizers"} == set()
+
+
+def test_an_error_is_one_line_that_names_the_field(cluster: FakeCluster) -> None:
+    result = CliRunner().invoke(main, ["drain", "nobody", "--address", cluster.address])
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert result.stderr == "error: worker_id: no worker is called 'nobody'\n"
+
+
+def test_an_error_in_json(cluster: FakeCluster) -> None:
+    result = CliRunner().invoke(main, ["drain", "nobody", "--json", "--address", cluster.address])
+    assert result.exit_code == 1
+    error = json.loads(result.stdout.splitlines()[-1])["error"]
+    assert (error["code"], error["field"]) == ("not_found", "worker_id")
+
+
+def test_a_refusal_tells_when_to_come_back(cluster: FakeCluster) -> None:
+    cluster.inference.refuse = Overloaded("full", retry_after_s=1.5)
+    try:
+        result = CliRunner().invoke(main, ["generate", "x", "--address", cluster.address])
+    finally:
+        cluster.inference.refuse = None
+    assert result.exit_code == 1
+    assert result.stderr == "error: full (retry after 1.5 s)\n"
+
+
+def test_nobody_listens() -> None:
+    result = CliRunner().invoke(main, ["status", "--address", "127.0.0.1:1"])
+    assert result.exit_code == 1
+    assert "no router answers at 127.0.0.1:1" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [["nonsense"], ["drain"], ["generate", "x", "--n", "many"]])
+def test_wrong_usage(arguments: list[str]) -> None:
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 2
+    assert "Usage:" in result.stderr
+
+
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.delitem(sys.modules, "engine.model_runner", raising=False)
+    result = CliRunner().invoke(main, ["worker", "--model", "x"])
+    assert result.exit_code == 1
+    assert "baton-serving[worker]" in result.stderr
+
+
+def test_ctrl_c_cancels_the_request_and_exits_130() -> None:
+    with FakeCluster() as cluster:
+        cluster.inference.pause_s = 0.01
+        command = [sys.executable, "-m", "cli.main", "generate", "x", "--max-tokens", "100000"]
+        environment = {**os.environ, "BATON_ADDRESS": cluster.address}
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        assert process.stdout is not None
+        process.stdout.read(1)  # it streams
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=10)
+        assert process.returncode == 130
+        assert stderr == b""
+        cluster.wait(cluster.inference.cancelled)
+
+
+def test_ctrl_c_stops_an_answer_but_not_the_conversation() -> None:
+    with FakeCluster() as cluster:
+        cluster.inference.pause_s = 0.01
+        terminal, theirs = pty.openpty()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "cli.main", "chat", "--max-tokens", "100000"],
+            cwd=ROOT,
+            env={**os.environ, "BATON_ADDRESS": cluster.address, "TERM": "dumb"},
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+        )
+        os.close(theirs)
+        read_until(terminal, b"> ")
+        os.write(terminal, b"hello\n")
+        read_until(terminal, b"10 11 12 ")
+        process.send_signal(signal.SIGINT)
+        read_until(terminal, b"stopped")
+        cluster.wait(cluster.inference.cancelled)
+        read_until(terminal, b"> ")
+        os.write(terminal, b"/quit\n")
+        assert process.wait(10) == 0
+        os.close(terminal)
+
+
+def read_until(terminal: int, wanted: bytes) -> None:
+    seen = b""
+    while wanted not in seen:
+        seen += os.read(terminal, 1024)
