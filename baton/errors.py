@@ -9,8 +9,9 @@
     +-- Overloaded             refused at the door; `retry_after_s` says when to come back
     +-- DeadlineExceeded
     +-- Cancelled
-    +-- Unavailable            no worker can serve this now, or a peer was lost
+    +-- Unavailable            no worker can serve this now
     |   +-- Draining           this process is leaving; any other one serves the request
+    |   +-- PeerLost           the other side of a hand-off is gone, or makes no progress
     +-- IncompatiblePeer       fingerprints that cannot be paired
     +-- IntegrityError         bytes or accounting are not what they must be
     +-- Internal               a defect of Baton
@@ -81,6 +82,10 @@ class Draining(Unavailable):
     pass
 
 
+class PeerLost(Unavailable):
+    pass
+
+
 class IncompatiblePeer(BatonError):
     pass
 
@@ -118,6 +123,7 @@ STATUS: dict[type[BatonError], Status] = {
     Cancelled: Status("cancelled", "CANCELLED", 499),
     Unavailable: Status("unavailable", "UNAVAILABLE", 503),
     Draining: Status("draining", "UNAVAILABLE", 503),
+    PeerLost: Status("peer_lost", "UNAVAILABLE", 503),
     IncompatiblePeer: Status("incompatible_peer", "FAILED_PRECONDITION", 409),
     IntegrityError: Status("integrity", "DATA_LOSS", 500),
     Internal: Status("internal", "INTERNAL", 500),

@@ -46,13 +46,13 @@ def load(folder: Path) -> ctypes.CDLL | None:
         return None
     try:
         return ctypes.CDLL(str(_built(folder)))
-    except (OSError, subprocess.SubprocessError, _NoCompiler) as error:
+    except (OSError, subprocess.SubprocessError, _NoCompilerError) as error:
         detail = getattr(error, "stderr", None) or ""
         logger.warning("%s: slower without native kernels: %s %s", folder, error, detail)
         return None
 
 
-class _NoCompiler(Exception):
+class _NoCompilerError(Exception):
     pass
 
 
@@ -62,7 +62,7 @@ def _compiler() -> list[str]:
     for name in ("cc", "gcc", "clang"):
         if found := shutil.which(name):
             return [found]
-    raise _NoCompiler("found no C compiler (cc, gcc, clang); CC names one")
+    raise _NoCompilerError("found no C compiler (cc, gcc, clang); CC names one")
 
 
 def _built(folder: Path) -> Path:

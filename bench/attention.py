@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -141,7 +142,7 @@ def seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def measure(run: Run, limits: Limits, num_pairs: int) -> dict[str, object]:
+def measure(run: Run, limits: Limits, num_pairs: int) -> dict[str, Any]:
     case = run.case
     decode = case.num_new == 1
     torch.testing.assert_close(run.attend(), run.sdpa(), rtol=1e-4, atol=1e-5)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime
@@ -78,14 +79,15 @@ def _azure(file: TextIO, path: Path) -> Iterator[PlannedRequest]:
 
 
 def _number(fields: dict[str, Any], name: str, where: str) -> float:
+    if name not in fields:
+        raise ConfigError("is missing", field=f"{where}: {name}")
     try:
-        return float(fields[name])
-    except KeyError as error:
-        raise ConfigError("is missing", field=f"{where}: {name}") from error
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"must be a number, is {fields[name]!r}", field=f"{where}: {name}") from (
-            error
-        )
+        number = float(fields[name])
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ConfigError(f"must be a number, is {fields[name]!r}", field=f"{where}: {name}")
+    return number
 
 
 def _length(fields: dict[str, Any], name: str, where: str) -> int:
@@ -94,14 +96,13 @@ def _length(fields: dict[str, Any], name: str, where: str) -> int:
 
 
 def _time_of_day(fields: dict[str, Any], name: str, where: str) -> float:
+    if name not in fields:
+        raise ConfigError("is missing", field=f"{where}: {name}")
     try:
         return datetime.fromisoformat(fields[name]).timestamp()
-    except KeyError as error:
-        raise ConfigError("is missing", field=f"{where}: {name}") from error
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"must be a time, is {fields[name]!r}", field=f"{where}: {name}") from (
-            error
-        )
+        problem = f"must be a date and time, is {fields[name]!r}"
+        raise ConfigError(problem, field=f"{where}: {name}") from error
 
 
 def _hashes(fields: dict[str, Any], where: str) -> tuple[int, ...]:

@@ -62,6 +62,7 @@ class Scheduler:
         self.step_time = StepTimeModel()
         self._waiting: list[Sample] = []  # most urgent first
         self._running: list[Sample] = []  # most urgent first
+        self._reserved: list[Sample] = []  # blocks taken, KV on its way from another worker
         self._by_handle: dict[int, Sample] = {}
         self._siblings: dict[int, list[Sample]] = {}  # lead's handle -> samples that part from it
         self._added: list[NewSample] = []
@@ -103,6 +104,48 @@ class Scheduler:
         if siblings:
             self._siblings[sample.handle] = list(siblings)
         self._enqueue(sample)
+
+    # Samples whose prompt another worker computes
+
+    def reserve(self, sample: Sample) -> bool:
+        """Takes blocks for the prompt of `sample`, whose KV will be written by somebody else; those that
+        are cached here already come first in its table. False where there is no room now."""
+        if not self._has_room():
+            return False
+        if not sample_blocks.take(sample, self.blocks, self._num_spare()):
+            return False
+        self._by_handle[sample.handle] = sample
+        self._reserved.append(sample)
+        return True
+
+    def join(self, sample: Sample, siblings: Sequence[Sample], num_computed: int) -> None:
+        """The KV of the first `num_computed` tokens of a reserved sample is there and verified: it and
+        its siblings go on from it. Every sample's first token has been appended."""
+        self._reserved.remove(sample)
+        sample.num_computed = num_computed
+        sample_blocks.publish(sample, self.blocks)
+        for each in (sample, *siblings):
+            self._by_handle[each.handle] = each
+            self._added.append(sampling_state(each))
+        self._insert(self._running, sample)
+        for sibling in siblings:
+            self._part(sample, sibling)
+
+    def give_up(self, sample: Sample, num_verified: int, *, quarantine: bool) -> list[int]:
+        """Ends a reservation. The KV of the first `num_verified` tokens is good and stays as cache. The
+        other blocks that were to be written are freed, or with `quarantine` returned: somebody may still
+        write them, so they are free only once `blocks.lift` says so."""
+        self._reserved.remove(sample)
+        del self._by_handle[sample.handle]
+        sample.num_computed = max(sample.num_computed, num_verified)
+        sample_blocks.publish(sample, self.blocks)
+        unsafe: list[int] = []
+        if quarantine:
+            unsafe = sample.block_table[sample.num_published :]
+            del sample.block_table[sample.num_published :]
+            self.blocks.quarantine(unsafe)
+        sample_blocks.give_back(sample, self.blocks)
+        return unsafe
 
     def remove(self, sample: Sample) -> None:
         """Forgets `sample` (finished or cancelled) and gives its blocks back. The siblings of a lead that
@@ -200,7 +243,7 @@ class Scheduler:
                 piece = self._slice(sample, min(budget, sample.num_missing))
                 budget -= len(piece.token_ids)
                 yield piece
-        while budget > 0 and self._waiting and len(self._running) < self.limits.max_running:
+        while budget > 0 and self._waiting and self._has_room():
             sample = self._waiting[0]
             if not self._admit(sample):
                 return
@@ -210,13 +253,18 @@ class Scheduler:
 
     def _admit(self, sample: Sample) -> bool:
         """Takes memory for all tokens of `sample`; False where there is too little."""
-        # Growth of those who run comes first: otherwise admission and preemption take turns.
-        spare = len(self._running) // self.blocks.block_size + 1 if self._running else 0
-        if not sample_blocks.take(sample, self.blocks, spare):
+        if not sample_blocks.take(sample, self.blocks, self._num_spare()):
             return False
         self._waiting.remove(sample)
         self._insert(self._running, sample)
         return True
+
+    def _has_room(self) -> bool:
+        return len(self._running) + len(self._reserved) < self.limits.max_running
+
+    def _num_spare(self) -> int:
+        """Growth of those who run comes first: otherwise admission and preemption take turns."""
+        return len(self._running) // self.blocks.block_size + 1 if self._running else 0
 
     # Bookkeeping
 
@@ -249,7 +297,7 @@ class Scheduler:
         copy = self.blocks.allocate(1 if num_partial else 0)
         if copy is None or len(self._running) >= self.limits.max_running:
             self.blocks.release(copy or [])
-            self._enqueue(sibling)
+            self._enqueue(sibling)  # and computes the prompt again, mostly from cache
             return
         shared = lead.block_table[:num_full]
         self.blocks.share(shared)

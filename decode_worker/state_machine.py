@@ -1,14 +1,22 @@
 """The life of every request on a decode worker: typed events in, commands out. Pure.
 
-    Start ---> computing ---> finished          every sample stopped
-                   |--------> cancelled         Cancel, or the router's stream ended
-                   |--------> expired           its deadline passed
-                   +--------> failed            the engine could not compute it
+    Start --+--local--> computing -----------------------------+--> finished   every sample stopped
+            |              ^  ^                                 +--> cancelled  Cancel, or its router left
+            |  no prefill  |  | KV verified, first token here   +--> expired    its deadline passed
+            |  worker left |  |                                 +--> failed     the engine could not
+            +--remote--> reserving --> receiving
+                           ^   blocks      |
+                           +---rerouting <-+ the prefill worker failed or was lost
 
-A request is `computing` from Start until its last sample ends; which of its tokens are computed when is
-the scheduler's business. Whatever ends a request gives all its blocks back in the same call and tells its
-router exactly once (`Finished`), except where the router itself is gone. Commands are collected per router
-and step, because one message carries a whole step (docs/protocol.md).
+    computing   its samples are the scheduler's business
+    reserving   waits for blocks of its own before it asks a prefill worker for anything
+    receiving   its blocks are being written; the first token may have reached the client already
+    rerouting   waits for the router to name another prefill worker, or none
+
+Whatever ends a request gives its blocks back in the same call and tells its router exactly once
+(`Finished`), except where the router itself is gone. Blocks that somebody may still write are quarantined
+until `Fenced`. Words for routers are collected per step, because one message carries a whole step; orders
+to the hand-off (`AskPrefill`, `Abandon`, `Confirm`) are taken with `take_orders`.
 """
 
 from __future__ import annotations
@@ -19,7 +27,15 @@ from itertools import count
 
 from baton import instants
 from baton.errors import BatonError, Cancelled, DeadlineExceeded, Draining, InvalidArgument
-from baton.types import FinishReason, PositionLogprobs, Role, SamplingParams, Usage
+from baton.types import (
+    FinishReason,
+    HandOffReport,
+    PositionLogprobs,
+    PrefillChoice,
+    Role,
+    SamplingParams,
+    Usage,
+)
 from decode_worker.scheduler import Scheduler, StepResult
 from engine.batch import StepOutput, StepPlan
 from engine.block_manager import BlockManager
@@ -47,6 +63,7 @@ class Start:
     salt: bytes
     priority: int = 0
     deadline_s: float | None = None
+    prefill: PrefillChoice | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +79,94 @@ class RouterLost:
     router: RouterId
 
 
-Event = Start | Cancel | RouterLost
+@dataclass(frozen=True, slots=True)
+class Reroute:
+    """The router's answer to `PrefillLost`; None: prefill here."""
+
+    key: Key
+    prefill: PrefillChoice | None
 
 
-# Commands
+@dataclass(frozen=True, slots=True)
+class FirstToken:
+    sample_index: int
+    token_id: int
+    logprobs: PositionLogprobs | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FirstTokens:
+    """What the prefill worker drew, one token per sample."""
+
+    transfer: int
+    tokens: Sequence[FirstToken]
+    prompt_logprobs: Sequence[PositionLogprobs] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class HandOffDone:
+    """Every block of the transfer is here and verified."""
+
+    transfer: int
+    report: HandOffReport
+    instants: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class HandOffFailed:
+    """The transfer will not complete. The KV of the first `num_verified` tokens is good. `fenced`:
+    it is proved that nobody writes any more."""
+
+    transfer: int
+    error: BatonError
+    num_verified: int
+    fenced: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Fenced:
+    """It is proved that nobody writes the blocks of this transfer any more."""
+
+    transfer: int
+
+
+Event = Start | Cancel | RouterLost | Reroute | FirstTokens | HandOffDone | HandOffFailed | Fenced
+
+
+# Orders to the hand-off
+
+
+@dataclass(frozen=True, slots=True)
+class AskPrefill:
+    """Ask `prefill` to compute `token_ids` and to write the KV of its blocks from `first_block` on into
+    `destination_blocks` of this pool."""
+
+    transfer: int
+    prefill: PrefillChoice
+    request_id: str
+    attempt: int
+    token_ids: Sequence[int]
+    num_prompt_tokens: int
+    params: SamplingParams
+    eos_token_ids: Sequence[int]
+    salt: bytes
+    priority: int
+    deadline_s: float | None
+    first_block: int
+    destination_blocks: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Abandon:
+    """Nobody wants this transfer any more: stop it, and say `Fenced` once that is proved."""
+
+    transfer: int
+
+
+Order = AskPrefill | Abandon
+
+
+# Commands to routers
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +186,7 @@ class Finished:
     usage: Usage
     instants: Mapping[str, float]
     num_preemptions: int
+    hand_off: HandOffReport | None = None
 
 
 @dataclass(slots=True)
@@ -97,17 +199,33 @@ class Outbox:
     logprobs: list[tuple[int, PositionLogprobs]] = field(default_factory=list)  # (row, ...)
     prompt_logprobs: list[tuple[int, Sequence[PositionLogprobs]]] = field(default_factory=list)
     ended_samples: list[SampleEnded] = field(default_factory=list)
+    prefill_lost: list[tuple[int, BatonError]] = field(default_factory=list)
     finished: list[Finished] = field(default_factory=list)
 
 
 @dataclass(slots=True, eq=False)
 class _Request:
-    key: Key
-    request_id: str
-    deadline_s: float | None
+    """While a hand-off is in progress `transfer` names it, `remote` is the sample whose blocks are
+    written, with the KV of `num_transferred` tokens."""
+
+    start: Start
     live: list[Sample]  # not yet ended
     samples: list[Sample]
+    prefill: PrefillChoice | None = None
+    transfer: int | None = None
+    remote: Sample | None = None
+    num_transferred: int = 0
+    verified: HandOffDone | None = None
+    hand_off: HandOffReport | None = None
     instants: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def key(self) -> Key:
+        return self.start.key
+
+    @property
+    def deadline_s(self) -> float | None:
+        return self.start.deadline_s
 
 
 class DecodeRequests:
@@ -118,7 +236,12 @@ class DecodeRequests:
         self._requests: dict[Key, _Request] = {}
         self._request_of: dict[int, _Request] = {}  # by sample handle
         self._handles = count(1)
+        self._transfers = count(1)
+        self._request_of_transfer: dict[int, _Request] = {}
+        self._reserving: list[_Request] = []  # most urgent first
+        self._quarantined: dict[int, list[int]] = {}  # transfer -> blocks it may still write
         self._outboxes: dict[RouterId, Outbox] = {}
+        self._orders: list[Order] = []
         self._draining = False
 
     # The role's accounts, as its Host reads them
@@ -167,6 +290,11 @@ class DecodeRequests:
         outboxes, self._outboxes = self._outboxes, {}
         return outboxes
 
+    def take_orders(self) -> list[Order]:
+        """What the hand-off has to do, in order."""
+        orders, self._orders = self._orders, []
+        return orders
+
     # Events
 
     def handle(self, event: Event, now_s: float) -> None:
@@ -180,6 +308,23 @@ class DecodeRequests:
                 for request in [r for r in self._requests.values() if r.key[0] == router]:
                     self._end(request, now_s, Cancelled("the router's stream ended"))
                 self._outboxes.pop(router, None)
+            case Reroute(key, prefill):
+                if request := self._requests.get(key):
+                    self._begin(request, prefill, now_s)
+            case FirstTokens(transfer):
+                if request := self._request_of_transfer.get(transfer):
+                    self._first_tokens(request, event, now_s)
+            case HandOffDone(transfer):
+                if request := self._request_of_transfer.get(transfer):
+                    request.verified = event
+                    self._join(request, now_s)
+            case HandOffFailed(transfer):
+                if request := self._request_of_transfer.get(transfer):
+                    self._hand_off_failed(request, event)
+                elif event.fenced:
+                    self._fenced(transfer)
+            case Fenced(transfer):
+                self._fenced(transfer)
 
     def _expire(self, now_s: float) -> None:
         for request in list(self._requests.values()):
@@ -195,6 +340,7 @@ class DecodeRequests:
     def schedule(self, now_s: float) -> StepPlan | None:
         """The next step. Requests whose deadline has passed end first; None where nothing is to do."""
         self._expire(now_s)
+        self._reserve(now_s)
         plan = self.scheduler.schedule()
         for new in plan.added if plan else ():
             if request := self._request_of.get(new.handle):
@@ -214,18 +360,30 @@ class DecodeRequests:
         for advance in result.advances:
             sample = advance.sample
             request = self._request_of[sample.handle]
-            router, number = request.key
-            outbox = self._outbox(router)
-            if advance.logprobs is not None:
-                outbox.logprobs.append((len(outbox.keys), advance.logprobs))
-            outbox.keys.append(number)
-            outbox.sample_indices.append(sample.sample_index)
-            outbox.token_ids.append(advance.token_id)
             if instants.FIRST_TOKEN not in request.instants:
-                for name in (instants.PREFILL_END, instants.FIRST_TOKEN, instants.DECODE_START):
-                    request.instants[name] = now_s
+                request.instants[instants.PREFILL_END] = now_s
+                request.instants[instants.DECODE_START] = now_s
+            self._say(request, sample, advance.token_id, advance.logprobs, now_s)
             if advance.finish_reason is not None:
                 self._end_sample(request, sample, advance.finish_reason, now_s)
+
+    def _say(
+        self,
+        request: _Request,
+        sample: Sample,
+        token_id: int,
+        logprobs: PositionLogprobs | None,
+        now_s: float,
+    ) -> None:
+        """One row of the router's message for a token that was drawn."""
+        router, number = request.key
+        outbox = self._outbox(router)
+        if logprobs is not None:
+            outbox.logprobs.append((len(outbox.keys), logprobs))
+        outbox.keys.append(number)
+        outbox.sample_indices.append(sample.sample_index)
+        outbox.token_ids.append(token_id)
+        request.instants.setdefault(instants.FIRST_TOKEN, now_s)
 
     # Transitions
 
@@ -238,20 +396,122 @@ class DecodeRequests:
             )
             return
         samples = [self._sample(event, index, now_s) for index in range(event.params.n)]
-        request = _Request(event.key, event.request_id, event.deadline_s, list(samples), samples)
+        request = _Request(event, list(samples), samples)
         self._requests[event.key] = request
         for sample in samples:
             self._request_of[sample.handle] = request
-        fresh = [sample for sample in samples if not sample.num_output_tokens]
         for sample in samples:
+            reason = sample.finish_reason(self.scheduler.limits.max_model_len)
+            if reason is not None:
+                self._end_sample(request, sample, reason, now_s)
+        if request.live:
+            self._begin(request, event.prefill, now_s)
+
+    def _begin(self, request: _Request, prefill: PrefillChoice | None, now_s: float) -> None:
+        """Sends the prompt its way. Samples that have parted already are computed here: each of them
+        has tokens of its own."""
+        parted = len(request.live) > 1 and any(s.num_output_tokens for s in request.live)
+        request.prefill = None if parted else prefill
+        if request.prefill is not None:
+            self._reserving.append(request)
+            self._reserving.sort(key=lambda each: -each.start.priority)
+            self._reserve(now_s)
+            return
+        fresh = [sample for sample in request.live if not sample.num_output_tokens]
+        for sample in request.live:
             if sample.num_output_tokens:
-                reason = sample.finish_reason(self.scheduler.limits.max_model_len)
-                if reason is None:
-                    self.scheduler.add(sample)
-                else:
-                    self._end_sample(request, sample, reason, now_s)
+                self.scheduler.add(sample)
         if fresh:
             self.scheduler.add(fresh[0], fresh[1:])
+
+    # The hand-off
+
+    def _reserve(self, now_s: float) -> None:
+        """Asks for the prefill of everybody who can have blocks now; the first who cannot holds back
+        those behind him."""
+        while self._reserving and self.scheduler.reserve(self._reserving[0].live[0]):
+            request = self._reserving.pop(0)
+            start, prefill, lead = request.start, request.prefill, request.live[0]
+            assert prefill is not None
+            request.remote, request.num_transferred = lead, len(lead.token_ids)
+            transfer = request.transfer = next(self._transfers)
+            self._request_of_transfer[transfer] = request
+            self._orders.append(
+                AskPrefill(
+                    transfer=transfer,
+                    prefill=prefill,
+                    request_id=start.request_id,
+                    attempt=start.attempt,
+                    token_ids=list(lead.token_ids),
+                    num_prompt_tokens=lead.num_prompt_tokens,
+                    params=start.params,
+                    eos_token_ids=start.eos_token_ids,
+                    salt=start.salt,
+                    priority=start.priority,
+                    deadline_s=start.deadline_s,
+                    first_block=lead.num_published,
+                    destination_blocks=lead.block_table[lead.num_published :],
+                )
+            )
+
+    def _first_tokens(self, request: _Request, event: FirstTokens, now_s: float) -> None:
+        router, number = request.key
+        if event.prompt_logprobs:
+            self._outbox(router).prompt_logprobs.append((number, event.prompt_logprobs))
+            for sample in request.samples:
+                sample.num_prompt_logprobs = sample.num_prompt_tokens - 1
+        by_index = {sample.sample_index: sample for sample in request.live}
+        for token in event.tokens:
+            if drawer := by_index.get(token.sample_index):
+                drawer.token_ids.append(token.token_id)
+                self._say(request, drawer, token.token_id, token.logprobs, now_s)
+        for sample in list(request.live):
+            reason = sample.finish_reason(self.scheduler.limits.max_model_len)
+            if reason is not None:
+                self._end_sample(request, sample, reason, now_s)
+        if request.verified is not None:
+            self._join(request, now_s)
+
+    def _join(self, request: _Request, now_s: float) -> None:
+        """Goes on to decode once KV and first tokens are both here."""
+        done, remote = request.verified, request.remote
+        if done is None or remote is None or not all(s.num_output_tokens for s in request.live):
+            return
+        request.hand_off = done.report
+        for name, at_s in done.instants.items():
+            request.instants.setdefault(name, at_s)
+        request.instants.setdefault(instants.DECODE_START, now_s)
+        siblings = [sample for sample in request.live if sample is not remote]
+        self.scheduler.join(remote, siblings, request.num_transferred)
+        self._forget_transfer(request)
+        if (
+            remote not in request.live
+        ):  # its first token ended it, and the others have parted from it
+            self.scheduler.remove(remote)
+
+    def _hand_off_failed(self, request: _Request, event: HandOffFailed) -> None:
+        self._give_up(request, event.num_verified, fenced=event.fenced)
+        router, number = request.key
+        self._outbox(router).prefill_lost.append((number, event.error))
+
+    def _give_up(self, request: _Request, num_verified: int, *, fenced: bool) -> None:
+        """Lets the blocks of a hand-off go; those that may still be written are quarantined."""
+        transfer, remote = request.transfer, request.remote
+        assert transfer is not None
+        assert remote is not None
+        self._forget_transfer(request)
+        unsafe = self.scheduler.give_up(remote, num_verified, quarantine=not fenced)
+        if not fenced:
+            self._quarantined[transfer] = unsafe
+            self._orders.append(Abandon(transfer))
+
+    def _forget_transfer(self, request: _Request) -> None:
+        assert request.transfer is not None
+        del self._request_of_transfer[request.transfer]
+        request.transfer = request.remote = request.verified = None
+
+    def _fenced(self, transfer: int) -> None:
+        self.blocks.lift(self._quarantined.pop(transfer, ()))
 
     def _refusal(self, event: Start, now_s: float) -> BatonError | None:
         if self._draining:
@@ -295,12 +555,18 @@ class DecodeRequests:
         self._outbox(router).ended_samples.append(
             SampleEnded(number, sample.sample_index, reason, stop_token_id)
         )
-        self.scheduler.remove(sample)
+        if sample is not request.remote:
+            self.scheduler.remove(sample)
         request.live.remove(sample)
         if not request.live:
             self._end(request, now_s, None)
 
     def _end(self, request: _Request, now_s: float, error: BatonError | None) -> None:
+        if request.transfer is not None:
+            complete = request.verified is not None
+            self._give_up(request, request.num_transferred if complete else 0, fenced=complete)
+        if request in self._reserving:
+            self._reserving.remove(request)
         for sample in request.live:
             self.scheduler.remove(sample)
         for sample in request.samples:
@@ -316,7 +582,7 @@ class DecodeRequests:
         )
         num_preemptions = sum(sample.num_preemptions for sample in request.samples)
         self._outbox(router).finished.append(
-            Finished(number, error, usage, request.instants, num_preemptions)
+            Finished(number, error, usage, request.instants, num_preemptions, request.hand_off)
         )
 
     def _outbox(self, router: RouterId) -> Outbox:

@@ -16,7 +16,7 @@ Every byte of every decode rank's piece is in exactly one slice of exactly one p
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from baton.errors import ConfigError, IncompatiblePeer
@@ -107,16 +107,7 @@ class PoolLayout:
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """`size_bytes` at `source` of every source piece go to `destination` of its destination piece."""
-
-    source: int
-    destination: int
-    size_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """A range of the source pool's memory that goes to a range of the destination pool's."""
+    """`size_bytes` at offset `source` go to offset `destination`, of pieces or of whole pools."""
 
     source: int
     destination: int
@@ -124,7 +115,7 @@ class Run:
 
 
 def plan(source: PoolLayout, destination: PoolLayout) -> tuple[Slice, ...]:
-    """What this prefill rank sends to this decode rank; empty where the two have nothing in common.
+    """What of every piece this prefill rank sends to this decode rank; empty where they share nothing.
 
     Raises IncompatiblePeer where no copying of bytes turns one layout into the other.
     """
@@ -132,49 +123,65 @@ def plan(source: PoolLayout, destination: PoolLayout) -> tuple[Slice, ...]:
         ours, theirs = getattr(source, name), getattr(destination, name)
         if ours != theirs:
             raise IncompatiblePeer(f"is {ours} here and {theirs} at the peer", field=name)
-    shared = [head for head in destination.heads if _sender(source, destination, head)]
+    shared = [head for head in destination.heads if _sends(source, destination, head)]
     if not shared:
         return ()
-    slices: list[Slice] = []
-    for part in range(2):  # k, v
-        first_source = part * len(source.heads) + shared[0] - source.heads.start
-        first_destination = part * len(destination.heads) + shared[0] - destination.heads.start
-        slices.append(
+    size_bytes = len(shared) * source.head_bytes
+    return tuple(
+        _merged(
             Slice(
-                first_source * source.head_bytes,
-                first_destination * source.head_bytes,
-                len(shared) * source.head_bytes,
+                (part * len(source.heads) + shared[0] - source.heads.start) * source.head_bytes,
+                (part * len(destination.heads) + shared[0] - destination.heads.start)
+                * source.head_bytes,
+                size_bytes,
             )
+            for part in range(2)  # k, v
         )
-    return tuple(_merged(slices))
-
-
-def _sender(source: PoolLayout, destination: PoolLayout, head: int) -> bool:
-    """Whether `source` is the one prefill rank that sends `head` to `destination`. Where several hold
-    it, the decode ranks take turns among them."""
-    if head not in source.heads:
-        return False
-    num_copies = max(1, source.tp_size // source.num_kv_heads)
-    return source.tp_rank % num_copies == destination.tp_rank % num_copies
-
-
-def runs(
-    source: PoolLayout,
-    destination: PoolLayout,
-    layer: int,
-    blocks: Sequence[tuple[int, int]],
-    slices: Sequence[Slice],
-) -> Iterator[Run]:
-    """The ranges for `layer` of the (source block, destination block) pairs, neighbours made one."""
-    return _merged(
-        Run(
-            source.offset(layer, source_block) + piece.source,
-            destination.offset(layer, destination_block) + piece.destination,
-            piece.size_bytes,
-        )
-        for source_block, destination_block in blocks
-        for piece in slices
     )
 
 
-def _merged(ranges: Iterator[Run] | Sequence[Slice]) -> Iterator[Run]: ...
+def _sends(source: PoolLayout, destination: PoolLayout, head: int) -> bool:
+    """Whether `source` is the one prefill rank that sends `head` to `destination`. Where several hold
+    it, the decode ranks take turns among them."""
+    num_holders = max(1, source.tp_size // source.num_kv_heads)
+    return head in source.heads and (source.tp_rank - destination.tp_rank) % num_holders == 0
+
+
+def pool_slices(
+    source: PoolLayout,
+    destination: PoolLayout,
+    layer: int,
+    blocks: Iterable[tuple[int, int]],
+    slices: Sequence[Slice],
+) -> Iterator[Slice]:
+    """The ranges of the two pools for `layer` of (source, destination) blocks, adjacent ones made one.
+
+    `slices` is the `plan` of the two.
+    """
+    return _merged(
+        Slice(
+            source.offset(layer, source_block) + part.source,
+            destination.offset(layer, destination_block) + part.destination,
+            part.size_bytes,
+        )
+        for source_block, destination_block in blocks
+        for part in slices
+    )
+
+
+def _merged(slices: Iterable[Slice]) -> Iterator[Slice]:
+    """Slices that are adjacent on both sides made one; order and bytes stay the same."""
+    last: Slice | None = None
+    for item in slices:
+        if last is None:
+            last = item
+        elif (item.source, item.destination) == (
+            last.source + last.size_bytes,
+            last.destination + last.size_bytes,
+        ):
+            last = Slice(last.source, last.destination, last.size_bytes + item.size_bytes)
+        else:
+            yield last
+            last = item
+    if last is not None:
+        yield last

@@ -40,9 +40,9 @@ _SIGNATURES: dict[str, list[type]] = {
     "baton_silu_mul": [*_ROWS, *_ROWS, _LONG, _LONG, _INT],
 }
 _WRONG_ATTEND = {
-    2: "query_starts: does not ascend from 0 to the number of rows",
-    3: "starts: negative, or past the end of block_tables",
-    4: "block_tables: names a block outside the cache",
+    1: "query_starts: does not ascend from 0 to the number of rows",
+    2: "starts: negative, or past the end of block_tables",
+    3: "block_tables: names a block outside the cache",
 }
 
 
@@ -219,7 +219,7 @@ def _cache_arguments(cache: Tensor, call: str) -> tuple[int, int, int, int, int,
 
 def _rows(x: Tensor, shape: tuple[int, ...], name: str) -> tuple[int, int]:
     """Address and floats between tokens of an fp32 tensor whose rows may be apart."""
-    ok = x.shape == shape and x.dtype == torch.float32 and x.device.type == "cpu"
+    ok = x.shape == shape and x.dtype is torch.float32 and x.is_cpu
     if ok and x.numel() and not x.is_contiguous():
         strides = x.stride()
         ok = strides[-1] == 1 and (x.ndim == 2 or x.shape[1] == 1 or strides[1] == x.shape[2])
@@ -235,7 +235,7 @@ def _dense(x: Tensor, dtype: torch.dtype, shape: tuple[int, ...], name: str) -> 
 
 
 def _is_dense_cpu(x: Tensor) -> bool:
-    return x.is_contiguous() and x.device.type == "cpu"
+    return x.is_contiguous() and x.is_cpu
 
 
 def _describe(x: Tensor) -> str:

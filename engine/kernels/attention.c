@@ -1,7 +1,4 @@
-/* Paged causal attention with grouped KV heads, and the write into the paged KV cache.
- *
- *   layer cache  [num_blocks, 2 (K, V), num_kv_heads, block_size, head_dim]  fp32 or fp16
- *   q, out       [num_tokens, num_heads, head_dim]                           fp32
+/* Paged causal attention with grouped KV heads, of fp32 q into fp32 out [num_tokens, num_heads, head_dim].
  *
  * Flash attention over tiles of TILE absolute positions: position p is always lane p % TILE of tile
  * p / TILE, whatever the block size, the chunk or the batch. A row (one token's one query head) goes
@@ -9,8 +6,8 @@
  *
  *   s = q . K^T   one accumulator per (row, position), ascending over head_dim
  *   m, l          running maximum and sum; lanes that the row may not see hold -inf, then exactly 0
- *   acc = p . V   one accumulator per (row, dim), ascending over the positions that the row sees
- *   o = o * 2^(m_old - m_new) + acc
+ *   o = o * 2^(m_old - m_new), then + p . V, one accumulator per (row, dim), ascending over the
+ *                 positions that the row sees
  *
  * INVARIANT: no operation on one row depends on another row. So a row's bits are a function of its q
  * and of the K and V that it sees only: not of the rows computed beside it, the chunking of the prompt,
@@ -19,6 +16,7 @@
 #include <math.h>
 #include <stdlib.h>
 
+#include "layer_cache.h"
 #include "parallel.h"
 #include "vector.h"
 
@@ -27,61 +25,9 @@
 #define MAX_ROWS 256  /* of one work item */
 #define MAX_FLOATS (MAX_ROWS * 64) /* of the queries of one work item */
 
-enum { OK, BAD_SLOT, BAD_QUERY_STARTS, BAD_START, BAD_BLOCK, NO_MEMORY };
+enum { OK, BAD_QUERY_STARTS, BAD_START, BAD_BLOCK, NO_MEMORY };
 
-/* --- write_kv ------------------------------------------------------------------------------------ */
-
-typedef struct {
-    void *cache;
-    int half;
-    int64_t num_blocks, num_kv_heads, block_size, head_dim;
-} layer_cache;
-
-typedef struct {
-    layer_cache to;
-    const int64_t *slots;
-    const float *k, *v;
-    int64_t k_stride, v_stride;
-} write_job;
-
-static void write_token(void *data, int64_t token)
-{
-    const write_job *job = data;
-    const layer_cache *to = &job->to;
-    const int64_t dim = to->head_dim, plane = to->block_size * dim;
-    const int64_t block = job->slots[token] / to->block_size, offset = job->slots[token] % to->block_size;
-    for (int kind = 0; kind < 2; kind++) {
-        const float *from = kind ? job->v + token * job->v_stride : job->k + token * job->k_stride;
-        int64_t at = (block * 2 + kind) * to->num_kv_heads * plane + offset * dim;
-        for (int64_t head = 0; head < to->num_kv_heads; head++, at += plane, from += dim) {
-            if (!to->half) {
-                memcpy((float *)to->cache + at, from, dim * sizeof *from);
-                continue;
-            }
-            _Float16 *halves = (_Float16 *)to->cache + at;
-            int64_t d = 0;
-            for (; d + LANES <= dim; d += LANES) store_half(halves + d, load(from + d));
-            for (; d < dim; d++) halves[d] = (_Float16)from[d];
-        }
-    }
-}
-
-/* k and v [num_tokens, num_kv_heads, head_dim], rows k_stride and v_stride floats apart. Token i goes to
- * slots[i] = block * block_size + offset. Nothing is written when any slot is outside the cache. */
-int baton_write_kv(void *cache, int half, int64_t num_blocks, int64_t num_kv_heads, int64_t block_size,
-                   int64_t head_dim, const int64_t *slots, int64_t num_tokens, const float *k,
-                   int64_t k_stride, const float *v, int64_t v_stride, int num_threads)
-{
-    for (int64_t i = 0; i < num_tokens; i++)
-        if (slots[i] < 0 || slots[i] >= num_blocks * block_size) return BAD_SLOT;
-    write_job job = {{cache, half, num_blocks, num_kv_heads, block_size, head_dim},
-                     slots, k, v, k_stride, v_stride};
-    if (num_tokens * num_kv_heads * head_dim < 1 << 15) num_threads = 1;
-    for_each(write_token, &job, num_tokens, num_threads);
-    return OK;
-}
-
-/* --- attend: looking ahead ------------------------------------------------------------------------ */
+/* --- looking ahead ------------------------------------------------------------------------ */
 
 /* The memory of the next tile, fetched into the L2 cache a few lines at a time between the arithmetic on
  * this one: decode is bound by how fast KV arrives, and blocks are too short for the machine to guess. */
@@ -106,7 +52,7 @@ INLINE void look_ahead(stream *ahead, int lines)
     }
 }
 
-/* --- attend: the small matrix products ------------------------------------------------------------ */
+/* --- the small matrix products ------------------------------------------------------------ */
 
 /* s[r][j] = q[r] . k[j] for `rows` rows and all TILE positions; kt is K transposed, [head_dim][TILE]. */
 INLINE void multiply_qk(const int rows, const float *q, int q_stride, const float *kt, int head_dim,
@@ -184,7 +130,7 @@ static void weigh(int rows, float p[][TILE], const float *const *v, int from, in
     }
 }
 
-/* --- attend: one tile of K and V ------------------------------------------------------------------ */
+/* --- one tile of K and V ------------------------------------------------------------------ */
 
 typedef struct {
     layer_cache from;
@@ -289,7 +235,7 @@ static void read_tile(const attend_job *job, const int32_t *table, int64_t kv_he
         w->v_rows[j] = widen_row(v_rows[j], half, dim, stride, w->v + j * stride);
 }
 
-/* --- attend: rows against a tile ------------------------------------------------------------------ */
+/* --- rows against a tile ------------------------------------------------------------------ */
 
 /* Positions [lo, hi) of the tile, which a row sees; empty when hi <= lo. */
 typedef struct {
@@ -362,7 +308,7 @@ static void attend_rows(const attend_job *job, scratch *w, int first, int rows, 
             weigh(1, s + r, w->v_rows, common.hi, at[r].hi, o + r * stride, stride, &w->ahead);
 }
 
-/* --- attend: work items --------------------------------------------------------------------------- */
+/* --- work items --------------------------------------------------------------------------- */
 
 /* Item -> (slice, KV head, run of tokens). Later runs see more, so they come first. */
 static void attend_item(void *data, int64_t item)

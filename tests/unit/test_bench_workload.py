@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,7 @@ def test_poisson_arrivals() -> None:
     assert due_s[0] == 0
     assert due_s == sorted(due_s)
     assert due_s[-1] == pytest.approx(4000 / 50, rel=0.05)
-    gaps = sorted(after - before for before, after in zip(due_s, due_s[1:], strict=False))
+    gaps = sorted(after - before for before, after in pairwise(due_s))
     assert gaps[2000] == pytest.approx(0.693 / 50, rel=0.1)  # an exponential's median
 
 

@@ -68,7 +68,7 @@ def test_logprobs(cluster: FakeCluster) -> None:
 def test_every_option_reaches_the_router(cluster: FakeCluster) -> None:
     options = "--max-tokens 1 --temperature 0.5 --top-p 0.9 --top-k 7 --seed 3 --n 2 --logprobs 4"
     words = [*options.split(), "--ignore-eos", "--stop", "a", "--stop", "b c", "--model", "m"]
-    assert generate(cluster, "hi", *words, "--timeout", "60").exit_code == 0
+    assert generate(cluster, "hi", *words, "--timeout", "600").exit_code == 0
     request = cluster.inference.requests[-1]
     sampling = request.sampling
     assert (request.text, request.model) == ("hi", "m")
@@ -78,7 +78,7 @@ def test_every_option_reaches_the_router(cluster: FakeCluster) -> None:
     assert sampling.ignore_eos
     remaining_s = cluster.inference.deadlines_s[-1]
     assert remaining_s is not None
-    assert 0 < remaining_s <= 60
+    assert 500 < remaining_s < 700
 
 
 def test_what_is_left_out_is_left_to_the_model(cluster: FakeCluster) -> None:

@@ -10,7 +10,7 @@ import pytest
 from baton.errors import Cancelled, DeadlineExceeded, Draining, InvalidArgument
 from baton.types import FinishReason, SamplingParams
 from decode_worker.scheduler import Scheduler, SchedulerLimits
-from decode_worker.state_machine import Cancel, DecodeRequests, Key, RouterLost, Start
+from decode_worker.state_machine import Cancel, DecodeRequests, Key, Outbox, RouterLost, Start
 from engine.block_manager import BlockManager
 from tests.fake_runner import FakeRunner, expected_output
 
@@ -57,16 +57,19 @@ class World:
 
     def collect(self) -> None:
         for router, outbox in self.role.take_outboxes().items():
-            columns = zip(outbox.keys, outbox.sample_indices, outbox.token_ids, strict=True)
-            for number, index, token in columns:
-                assert (router, number) not in self.finished, "a token after the last word"
-                self.tokens[(router, number), index].append(token)
-            for ended in outbox.ended_samples:
-                self.reasons[(router, ended.number), ended.sample_index] = ended.reason
-            for finished in outbox.finished:
-                assert (router, finished.number) not in self.finished, "two last words"
-                self.finished[router, finished.number] = finished.error
-                self.num_preemptions += finished.num_preemptions
+            self.absorb(router, outbox)
+
+    def absorb(self, router: int, outbox: Outbox) -> None:
+        columns = zip(outbox.keys, outbox.sample_indices, outbox.token_ids, strict=True)
+        for number, index, token in columns:
+            assert (router, number) not in self.finished, "a token after the last word"
+            self.tokens[(router, number), index].append(token)
+        for ended in outbox.ended_samples:
+            self.reasons[(router, ended.number), ended.sample_index] = ended.reason
+        for finished in outbox.finished:
+            assert (router, finished.number) not in self.finished, "two last words"
+            self.finished[router, finished.number] = finished.error
+            self.num_preemptions += finished.num_preemptions
 
     def assert_nothing_held(self) -> None:
         self.scheduler.check_integrity()
