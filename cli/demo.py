@@ -38,7 +38,7 @@ def main() -> int:
         if left:
             raise Internal(f"still running: {', '.join(left)}")
     except BatonError as error:
-        chrome().print(f"demo: {error}", style="red", markup=False)
+        chrome().print(f"demo: {error}", style="red", markup=False, soft_wrap=True)
         return 1
     except KeyboardInterrupt:
         return 130

@@ -113,11 +113,13 @@ def _print_json(generation: Generation) -> None:
 @dataclass(slots=True)
 class _Sample:
     texts: list[str] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
     logprobs: list[PositionLogprobs] = field(default_factory=list)
     ending: str = ""
 
     def add(self, delta: Delta) -> None:
         self.texts.append(delta.text)
+        self.token_ids += delta.token_ids
         self.logprobs += delta.logprobs
         if delta.finish_reason is not None:
             matched = f" ({delta.stop!r})" if delta.stop else ""
@@ -144,11 +146,21 @@ def _stream(client: Client, prompt: str | list[int], options: dict[str, Any]) ->
     console = chrome()
     console.print()
     for sample in ordered:
-        if sample.logprobs:
-            _print_logprobs(sample.logprobs)
+        _print_tokens(sample)
     endings = ", ".join(sample.ending for sample in ordered)
     if stream.usage is not None and stream.timeline is not None:
         print_timeline(console, stream.usage, stream.timeline, f"ended by {endings}")
+
+
+def _print_tokens(sample: _Sample) -> None:
+    """What is known of single tokens beside the text; where there is no text (a model without a
+    tokenizer), the tokens themselves."""
+    from cli.output import chrome
+
+    if sample.token_ids and not any(sample.texts):
+        chrome().print("token ids", *sample.token_ids)
+    if sample.logprobs:
+        _print_logprobs(sample.logprobs)
 
 
 def _print_logprobs(positions: Sequence[PositionLogprobs]) -> None:

@@ -28,23 +28,11 @@ def status(with_requests: bool, watch: bool, addresses: tuple[str, ...], as_json
 
     With --json and --watch together, one object per second.
     """
-    from rich.live import Live
-
-    from cli.cluster_view import render, snapshot_json
     from cli.connect import connected
-    from cli.output import console, print_json
 
     with connected(addresses) as client:
         snapshots = _snapshots(client, _NUM_REQUESTS if with_requests else 0, again=watch)
-        if as_json:
-            for snapshot in snapshots:
-                print_json(snapshot_json(snapshot))
-        elif watch:
-            with Live(console=console(), auto_refresh=False) as live:
-                for snapshot in snapshots:
-                    live.update(render(snapshot), refresh=True)
-        else:
-            console().print(render(next(snapshots)))
+        _show(snapshots, as_json=as_json)
 
 
 @click.command()
@@ -52,20 +40,10 @@ def status(with_requests: bool, watch: bool, addresses: tuple[str, ...], as_json
 @json_option
 def top(addresses: tuple[str, ...], as_json: bool) -> None:
     """Watch workers and requests, full-screen, until Ctrl-C. (--json: one object per second.)"""
-    from rich.live import Live
-
-    from cli.cluster_view import render, snapshot_json
     from cli.connect import connected
-    from cli.output import console, print_json
 
     with connected(addresses) as client:
-        snapshots = _snapshots(client, _NUM_REQUESTS, again=True)
-        if as_json:
-            for snapshot in snapshots:
-                print_json(snapshot_json(snapshot))
-        with Live(console=console(), screen=True, auto_refresh=False) as live:
-            for snapshot in snapshots:
-                live.update(render(snapshot), refresh=True)
+        _show(_snapshots(client, _NUM_REQUESTS, again=True), as_json=as_json, full_screen=True)
 
 
 def _snapshots(client: Client, num_requests: int, *, again: bool) -> Iterator[Snapshot]:
@@ -75,3 +53,24 @@ def _snapshots(client: Client, num_requests: int, *, again: bool) -> Iterator[Sn
     while again:
         time.sleep(_EVERY_S)
         yield Snapshot.take(client, num_requests)
+
+
+def _show(snapshots: Iterator[Snapshot], *, as_json: bool, full_screen: bool = False) -> None:
+    """The first as it is, those that follow in its place where the terminal can do that."""
+    from rich.live import Live
+
+    from cli.cluster_view import render, snapshot_json
+    from cli.output import console, print_json
+
+    if as_json:
+        for snapshot in snapshots:
+            print_json(snapshot_json(snapshot))
+        return
+    out = console()
+    if not out.is_terminal or out.is_dumb_terminal:
+        for snapshot in snapshots:
+            out.print(render(snapshot))
+        return
+    with Live(console=out, screen=full_screen, auto_refresh=False) as live:
+        for snapshot in snapshots:
+            live.update(render(snapshot), refresh=True)

@@ -45,12 +45,12 @@ def worker(config: Path | None, log_level: str, **flags: Any) -> None:
     from cli.progress import loading_bar
     from decode_worker import process
     from decode_worker.config import DecodeConfig
-    from engine.model_runner import ModelRunner
+    from worker.engine import LoadedEngine
 
     settings = load(DecodeConfig, toml=config, section="decode", flags=_nested(flags))
     with loading_bar(str(settings.host.engine.model)) as progress:
-        runner = ModelRunner.load(settings.host.engine, progress)
-    asyncio.run(process.run(settings, runner))
+        engine = LoadedEngine.load(settings.host.engine, progress)
+    asyncio.run(process.run(settings, engine))
 
 
 _ENGINE = (

@@ -6,13 +6,6 @@ command lines and their gRPC faces, nothing of what is inside them.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import os
-import signal
-import socket
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -22,39 +15,9 @@ from typing import Self
 
 from baton import Client
 from baton.errors import BatonError, Unavailable
+from cluster.process import Flags, Place, Process, arguments, free_port
 
-_PR_SET_PDEATHSIG = 1
 _POLL_S = 0.05
-_STOP_GRACE_S = 10.0
-
-Flags = Mapping[str, object]
-
-
-@dataclass(slots=True)
-class Process:
-    """One process; its log file holds everything it printed."""
-
-    name: str
-    popen: subprocess.Popen[bytes]
-    log: Path
-
-    @property
-    def alive(self) -> bool:
-        return self.popen.poll() is None
-
-    def log_tail(self, num_lines: int = 20) -> str:
-        lines = self.log.read_text(errors="replace").splitlines()
-        return "\n".join(lines[-num_lines:])
-
-    def stop(self, grace_s: float = _STOP_GRACE_S) -> int:
-        """SIGTERM, and SIGKILL where that does not help. Returns the exit code."""
-        if self.alive:
-            self.popen.terminate()
-        try:
-            return self.popen.wait(grace_s)
-        except subprocess.TimeoutExpired:
-            self.popen.kill()
-            return self.popen.wait()
 
 
 @dataclass(slots=True)
@@ -167,40 +130,5 @@ class LocalCluster:
 
     def _start(self, name: str, command: str, options: Sequence[str]) -> Process:
         assert self._folder is not None
-        log = Path(self._folder.name) / f"{name}.log"
-        with log.open("wb") as output:
-            popen = subprocess.Popen(
-                [sys.executable, "-m", "cli.main", command, *options],
-                stdin=subprocess.DEVNULL,
-                stdout=output if self.quiet else None,
-                stderr=output if self.quiet else None,
-                env={**os.environ, **self.environment},
-                preexec_fn=_die_with_parent,
-            )
-        return Process(name, popen, log)
-
-
-def arguments(flags: Flags) -> list[str]:
-    """Options of a command line from their names: True is a bare flag, a list repeats it."""
-    words: list[str] = []
-    for name, value in flags.items():
-        option = "--" + name.replace("_", "-")
-        values = value if isinstance(value, list | tuple) else [value]
-        for each in values:
-            if each is True:
-                words.append(option)
-            elif each is not None and each is not False:
-                words += [option, str(each)]
-    return words
-
-
-def free_port() -> int:
-    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as listener:
-        port: int = listener.getsockname()[1]
-        return port
-
-
-def _die_with_parent() -> None:
-    """No orphans, however the parent ends (Linux; elsewhere a parent that is killed leaves them)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        place = Place(Path(self._folder.name), self.environment, self.quiet)
+        return place.start(name, command, options)

@@ -2,23 +2,62 @@
 
 from __future__ import annotations
 
-from baton.v1 import decode_pb2_grpc
+import asyncio
+
+from baton import convert
+from baton.v1 import decode_pb2_grpc, prefill_pb2
 from decode_worker.config import DecodeConfig
+from decode_worker.hand_off import HandOffs
+from decode_worker.messages import Commands, Event
 from decode_worker.scheduler import Scheduler
 from decode_worker.service import DecodeService
-from decode_worker.state_machine import DecodeRequests, Event, Outbox, RouterId
+from decode_worker.state_machine import DecodeRequests
 from engine.block_manager import BlockManager
-from engine.model_runner import ModelRunner
+from kv_transfer.choose import Receivers
+from worker.engine import LoadedEngine
 from worker.host import Host
 
 
-async def run(config: DecodeConfig, runner: ModelRunner) -> None:
-    """Serves until drained. `runner` is loaded by the caller, who shows its progress."""
+async def run(config: DecodeConfig, engine: LoadedEngine) -> None:
+    """Serves until drained. `engine` is loaded by the caller, who shows its progress."""
+    runner = engine.runner
+    loop = asyncio.get_running_loop()
     blocks = BlockManager(runner.num_blocks, runner.layout.block_size)
     max_model_len = min(runner.max_model_len, runner.num_blocks * runner.layout.block_size)
     role = DecodeRequests(Scheduler(blocks, config.limits(max_model_len)))
     service = DecodeService()
-    host: Host[Event, dict[RouterId, Outbox]] = Host(config.host, runner, role, service.deliver)
+    pool = engine.pool()
+    times = config.host.times
+    receivers = Receivers(pool, engine.shared, config.host.host, times.progress_timeout_s)
+
+    def hello() -> prefill_pb2.PrefillHello:
+        info = host.info
+        return prefill_pb2.PrefillHello(
+            worker_id=info.worker_id,
+            incarnation=info.incarnation,
+            fingerprint=convert.fingerprint_to_proto(info.fingerprint),
+            endpoints=[receivers.offer()],
+        )
+
+    hand_offs = HandOffs(
+        pool,
+        receivers,
+        hello,
+        lambda event: host.post(event),
+        times,
+        block_size=blocks.block_size,
+    )
+
+    def deliver(commands: Commands) -> None:
+        if commands.outboxes:
+            loop.call_soon_threadsafe(service.send, commands.outboxes)
+        if commands.orders:
+            loop.call_soon_threadsafe(hand_offs.perform, commands.orders)
+
+    host: Host[Event, Commands] = Host(config.host, runner, runner, role, deliver)
     service.post = host.post
     host.server.add_background(decode_pb2_grpc.add_DecodeServicer_to_server, service)
-    await host.run()
+    try:
+        await host.run()
+    finally:
+        await hand_offs.close()

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from itertools import count
 
 import grpc
 
 from baton import convert
 from baton.errors import InvalidArgument
+from baton.types import PrefillChoice
 from baton.v1 import decode_pb2, decode_pb2_grpc
-from decode_worker.state_machine import Cancel, Event, Finished, Outbox, RouterId, RouterLost, Start
+from decode_worker.messages import (
+    Cancel,
+    Event,
+    Finished,
+    Outbox,
+    Reroute,
+    RouterId,
+    RouterLost,
+    Start,
+)
 
 Clock = Callable[[], float]
 
@@ -45,12 +55,15 @@ class DecodeService(decode_pb2_grpc.DecodeServicer):
             del self._outgoing[router]
             self.post(RouterLost(router))
 
-    def deliver(self, outboxes: dict[RouterId, Outbox]) -> None:
+    def send(self, outboxes: Mapping[RouterId, Outbox]) -> None:
         """Sends what a step produced. Called on the event loop."""
         now_s = self._clock()
         for router, outbox in outboxes.items():
             if outgoing := self._outgoing.get(router):
                 outgoing.put_nowait(decode_pb2.DecodeMessage(step=_step(outbox, now_s)))
+                for number, error in outbox.prefill_lost:
+                    lost = decode_pb2.PrefillLost(key=number, error=convert.error_to_proto(error))
+                    outgoing.put_nowait(decode_pb2.DecodeMessage(prefill_lost=lost))
 
     async def _read(
         self,
@@ -67,6 +80,8 @@ class DecodeService(decode_pb2_grpc.DecodeServicer):
                         self.post(_start(router, message.start, self._clock()))
                     case "cancel":
                         self.post(_cancel(router, message.cancel))
+                    case "reroute":
+                        self.post(_reroute(router, message.reroute))
                     case "clock_probe":
                         probe = message.clock_probe
                         probe.worker_time_s = self._clock()
@@ -89,7 +104,18 @@ def _start(router: RouterId, message: decode_pb2.Start, now_s: float) -> Start:
         salt=message.salt,
         priority=message.priority,
         deadline_s=now_s + message.timeout_s if message.timeout_s else None,
+        prefill=_prefill_choice(message),
     )
+
+
+def _reroute(router: RouterId, message: decode_pb2.Reroute) -> Reroute:
+    return Reroute((router, message.key), _prefill_choice(message))
+
+
+def _prefill_choice(message: decode_pb2.Start | decode_pb2.Reroute) -> PrefillChoice | None:
+    if not message.HasField("prefill"):
+        return None
+    return convert.prefill_choice_from_proto(message.prefill)
 
 
 def _cancel(router: RouterId, message: decode_pb2.Cancel) -> Cancel:
@@ -136,4 +162,5 @@ def _finished(finished: Finished) -> decode_pb2.RequestFinished:
             for name, at_s in finished.instants.items()
         ],
         num_preemptions=finished.num_preemptions,
+        hand_off=convert.hand_off_to_proto(finished.hand_off) if finished.hand_off else None,
     )

@@ -16,12 +16,11 @@
 Whatever ends a request gives its blocks back in the same call and tells its router exactly once
 (`Finished`), except where the router itself is gone. Blocks that somebody may still write are quarantined
 until `Fenced`. Words for routers are collected per step, because one message carries a whole step; orders
-to the hand-off (`AskPrefill`, `Abandon`, `Confirm`) are taken with `take_orders`.
+to the hand-off (`AskPrefill`, `Abandon`) travel beside them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
@@ -33,174 +32,33 @@ from baton.types import (
     PositionLogprobs,
     PrefillChoice,
     Role,
-    SamplingParams,
     Usage,
+)
+from decode_worker.messages import (
+    Abandon,
+    AskPrefill,
+    Cancel,
+    Commands,
+    Event,
+    Fenced,
+    Finished,
+    FirstTokens,
+    HandOffDone,
+    HandOffFailed,
+    Key,
+    Order,
+    Outbox,
+    Reroute,
+    RouterId,
+    RouterLost,
+    SampleEnded,
+    Start,
 )
 from decode_worker.scheduler import Scheduler, StepResult
 from engine.batch import StepOutput, StepPlan
 from engine.block_manager import BlockManager
 from engine.sample import Sample
 from engine.step_time import StepTimeModel
-
-RouterId = int  # one stream between a router and this worker
-Key = tuple[RouterId, int]  # names a request: the router's stream and the number it chose
-
-
-# Events
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """`output_token_ids`: per sample, forced. `deadline_s` on this process's monotonic clock."""
-
-    key: Key
-    request_id: str
-    attempt: int
-    prompt_token_ids: Sequence[int]
-    output_token_ids: Sequence[Sequence[int]]
-    params: SamplingParams
-    eos_token_ids: Sequence[int]
-    salt: bytes
-    priority: int = 0
-    deadline_s: float | None = None
-    prefill: PrefillChoice | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Cancel:
-    """Ends one sample, or where `sample_index` is None the whole request."""
-
-    key: Key
-    sample_index: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class RouterLost:
-    router: RouterId
-
-
-@dataclass(frozen=True, slots=True)
-class Reroute:
-    """The router's answer to `PrefillLost`; None: prefill here."""
-
-    key: Key
-    prefill: PrefillChoice | None
-
-
-@dataclass(frozen=True, slots=True)
-class FirstToken:
-    sample_index: int
-    token_id: int
-    logprobs: PositionLogprobs | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class FirstTokens:
-    """What the prefill worker drew, one token per sample."""
-
-    transfer: int
-    tokens: Sequence[FirstToken]
-    prompt_logprobs: Sequence[PositionLogprobs] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class HandOffDone:
-    """Every block of the transfer is here and verified."""
-
-    transfer: int
-    report: HandOffReport
-    instants: Mapping[str, float]
-
-
-@dataclass(frozen=True, slots=True)
-class HandOffFailed:
-    """The transfer will not complete. The KV of the first `num_verified` tokens is good. `fenced`:
-    it is proved that nobody writes any more."""
-
-    transfer: int
-    error: BatonError
-    num_verified: int
-    fenced: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Fenced:
-    """It is proved that nobody writes the blocks of this transfer any more."""
-
-    transfer: int
-
-
-Event = Start | Cancel | RouterLost | Reroute | FirstTokens | HandOffDone | HandOffFailed | Fenced
-
-
-# Orders to the hand-off
-
-
-@dataclass(frozen=True, slots=True)
-class AskPrefill:
-    """Ask `prefill` to compute `token_ids` and to write the KV of its blocks from `first_block` on into
-    `destination_blocks` of this pool."""
-
-    transfer: int
-    prefill: PrefillChoice
-    request_id: str
-    attempt: int
-    token_ids: Sequence[int]
-    num_prompt_tokens: int
-    params: SamplingParams
-    eos_token_ids: Sequence[int]
-    salt: bytes
-    priority: int
-    deadline_s: float | None
-    first_block: int
-    destination_blocks: Sequence[int]
-
-
-@dataclass(frozen=True, slots=True)
-class Abandon:
-    """Nobody wants this transfer any more: stop it, and say `Fenced` once that is proved."""
-
-    transfer: int
-
-
-Order = AskPrefill | Abandon
-
-
-# Commands to routers
-
-
-@dataclass(frozen=True, slots=True)
-class SampleEnded:
-    number: int
-    sample_index: int
-    reason: FinishReason
-    stop_token_id: int
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """The last word on a request. `instants` are on this process's monotonic clock."""
-
-    number: int
-    error: BatonError | None
-    usage: Usage
-    instants: Mapping[str, float]
-    num_preemptions: int
-    hand_off: HandOffReport | None = None
-
-
-@dataclass(slots=True)
-class Outbox:
-    """What one step has to say to one router: columns of tokens, and what ended."""
-
-    keys: list[int] = field(default_factory=list)
-    sample_indices: list[int] = field(default_factory=list)
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[tuple[int, PositionLogprobs]] = field(default_factory=list)  # (row, ...)
-    prompt_logprobs: list[tuple[int, Sequence[PositionLogprobs]]] = field(default_factory=list)
-    ended_samples: list[SampleEnded] = field(default_factory=list)
-    prefill_lost: list[tuple[int, BatonError]] = field(default_factory=list)
-    finished: list[Finished] = field(default_factory=list)
 
 
 @dataclass(slots=True, eq=False)
@@ -286,14 +144,11 @@ class DecodeRequests:
         deadlines = [r.deadline_s for r in self._requests.values() if r.deadline_s is not None]
         return min(deadlines, default=None)
 
-    def take_outboxes(self) -> dict[RouterId, Outbox]:
-        outboxes, self._outboxes = self._outboxes, {}
-        return outboxes
-
-    def take_orders(self) -> list[Order]:
-        """What the hand-off has to do, in order."""
-        orders, self._orders = self._orders, []
-        return orders
+    def take_commands(self) -> Commands:
+        """What is to be done and said since the last call, each in order."""
+        commands = Commands(self._orders, self._outboxes)
+        self._orders, self._outboxes = [], {}
+        return commands
 
     # Events
 
@@ -444,6 +299,7 @@ class DecodeRequests:
                     attempt=start.attempt,
                     token_ids=list(lead.token_ids),
                     num_prompt_tokens=lead.num_prompt_tokens,
+                    first_sample_index=lead.sample_index,
                     params=start.params,
                     eos_token_ids=start.eos_token_ids,
                     salt=start.salt,

@@ -46,9 +46,12 @@ class TorchAttention:
                 rows = slice(first_row + offset, first_row + offset + step)
                 position = start + offset
                 out[rows] = self._attend_slice(layer_cache, blocks, q[rows], position, window)
+        block_size = layer_cache.shape[3]
         for group in _near_equal(sorted(single)):
             rows_in_group = [batch.slices[index][0] for index in group]
-            tables, starts = batch.block_tables[group], batch.starts[group]
+            longest = batch.slices[group[-1]][2] + 1
+            tables = batch.block_tables[group, : -(-longest // block_size)]
+            starts = batch.starts[group]
             out[rows_in_group] = self._attend_group(
                 layer_cache, tables, starts, q[rows_in_group], window
             )
@@ -86,20 +89,18 @@ class TorchAttention:
     ) -> Tensor:
         """One row of each of several samples, padded to the longest. -> [rows, num_heads, head_dim]"""
         num_rows, num_heads, head_dim = q.shape
-        block_size, num_kv_heads = layer_cache.shape[3], layer_cache.shape[2]
-        used = tables[:, : -(-(int(starts.max()) + 1) // block_size)]
+        num_kv_heads = layer_cache.shape[2]
         # [rows, blocks, 2, heads, block_size, dim] -> [2, rows, heads, positions, dim]
-        kv = layer_cache[used].permute(2, 0, 3, 1, 4, 5)
-        k, v = kv.reshape(2, num_rows, num_kv_heads, -1, head_dim).to(q.dtype)
-        key = torch.arange(k.shape[2], device=q.device)
+        kv = layer_cache[tables].permute(2, 0, 3, 1, 4, 5)
+        kv = kv.reshape(2, num_rows, num_kv_heads, -1, head_dim).to(q.dtype)
+        key = torch.arange(kv.shape[3], device=q.device)
         mask = key <= starts.unsqueeze(1)
         if window:
             mask &= key > starts.unsqueeze(1) - window
-        mask = mask[:, None, None]  # [rows, 1, 1, positions]
-        # A stale block may hold anything, and 0 x NaN is NaN.
-        v = v.masked_fill(~mask.transpose(2, 3), 0)
-        grouped = q.view(num_rows, num_kv_heads, -1, head_dim)
-        out = sdpa(grouped, k, v, attn_mask=mask, scale=self._scale)
+        # What is masked may be stale, and NaN stays NaN whatever is added to it or multiplied with it.
+        k, v = kv.masked_fill(~mask[:, None, :, None], 0)
+        grouped = q.reshape(num_rows, num_kv_heads, -1, head_dim)
+        out = sdpa(grouped, k, v, attn_mask=mask[:, None, None], scale=self._scale)
         return out.reshape(num_rows, num_heads, head_dim)
 
 

@@ -53,12 +53,15 @@ class ModelRunner:
 
     @staticmethod
     def load(
-        config: EngineConfig, progress: Progress | None = None, kv_buffer: Tensor | None = None
+        config: EngineConfig,
+        progress: Progress | None = None,
+        allocate: Callable[[int], Tensor] | None = None,
     ) -> ModelRunner:
-        """Reads the checkpoint and allocates the KV cache, in `kv_buffer` (uint8) where it is given."""
+        """Reads the checkpoint and makes the KV cache, in memory (uint8) that `allocate` gives for a
+        number of bytes, or in the device's own."""
+        _check(config)
         if config.num_threads:
             torch.set_num_threads(config.num_threads)
-        _check(config)
         model_config, source = _open(config)
         max_model_len = _max_model_len(config, model_config)
         backends = choose_backends(config, model_config)
@@ -72,7 +75,8 @@ class ModelRunner:
         num_blocks = config.num_blocks or layout.num_blocks_in(config.kv_cache_bytes)
         device = backends.numerics.device
         # Not in inference mode: a transfer may write to the cache from outside it.
-        kv_cache = KvCache(layout, num_blocks, device, kv_buffer)
+        buffer = allocate(layout.size_bytes(num_blocks)) if allocate else None
+        kv_cache = KvCache(layout, num_blocks, device, buffer)
         with torch.inference_mode():
             decoder = assemble(model_config, source, backends.numerics, max_model_len, progress)
         _log.info(

@@ -41,12 +41,12 @@ def choose_backends(config: EngineConfig, model_config: ModelConfig) -> Backends
         attention = TorchAttention(model_config.head_dim, row_by_row=config.deterministic)
         ops = RowByRow(TorchRowOps()) if config.deterministic else TorchRowOps()
     if config.deterministic:
-        numerics = Numerics(device, torch.float32, torch.float32, False, TiledLinear, ops)
+        numerics = Numerics(device, torch.float32, False, False, TiledLinear, ops)
     elif device.type == "cpu" and dtype == "fp16":
-        numerics = Numerics(device, torch.float32, torch.float32, True, PackedFp16Linear, ops)
+        numerics = Numerics(device, torch.float32, True, True, PackedFp16Linear, ops)
     else:
-        plain = KV_DTYPES[dtype]
-        numerics = Numerics(device, plain, plain, dtype == "fp16", PlainLinear, ops)
+        is_fp16 = dtype == "fp16"
+        numerics = Numerics(device, KV_DTYPES[dtype], False, is_fp16, PlainLinear, ops)
     description = f"{dtype} on {device}, {type(attention).__name__}"
     return Backends(numerics, attention, kv_dtype, description)
 

@@ -57,7 +57,7 @@ class TiledLinear:
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self._num_padding = -weight.shape[1] % self._LINE
-        self.weight = pad(weight, (0, self._num_padding))
+        self.weight = pad(weight, (0, self._num_padding)) if self._num_padding else weight
         self.bias = bias
 
     def __call__(self, x: Tensor) -> Tensor:

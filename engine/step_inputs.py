@@ -48,7 +48,9 @@ def build_inputs(slices: Sequence[Slice], limits: StepLimits) -> StepInputs:
         places.append((len(token_ids), end - start, start))
         token_ids += piece.token_ids
         positions += range(start, end)
-        slots += [table[at // block_size] * block_size + at % block_size for at in range(start, end)]
+        slots += [
+            table[at // block_size] * block_size + at % block_size for at in range(start, end)
+        ]
         tables.append(table[: -(-end // block_size)])
     if min(token_ids) < 0 or max(token_ids) >= limits.vocab_size:
         raise Internal(f"a token id is outside the vocabulary of {limits.vocab_size}")

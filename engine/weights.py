@@ -26,7 +26,7 @@ _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 _HEADER_LIMIT = 100_000_000  # bytes; the format's own
-_NUM_SAMPLES, _SAMPLE_BYTES = 64, 4096  # of each file, for the identity
+_NUM_SAMPLES, _SAMPLE_BYTES = 64, 1 << 16  # of each file, for the identity
 
 
 class WeightSource(Protocol):

@@ -70,7 +70,7 @@ class Receiver(Protocol):
         ...
 
     def open(self, transfer: TransferId, blocks: Sequence[int]) -> None:
-        """From now on the writer of `transfer` may write into `blocks`. To be called before it is asked to."""
+        """From now on `transfer` may write into `blocks`. Called before its writer is asked to."""
         ...
 
     def revoke(self, transfer: TransferId) -> Revocation:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 
@@ -10,7 +9,7 @@ def host_id() -> str:
     """Equal for two processes exactly where they can see each other by pid: one boot of one kernel and
     one pid namespace. Other containers of the same machine have another."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return f"{boot}/{os.readlink('/proc/self/ns/pid')}"
+    return f"{boot}/{Path('/proc/self/ns/pid').readlink()}"
 
 
 def available_memory_bytes() -> int:

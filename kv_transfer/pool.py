@@ -14,7 +14,7 @@ from torch import Tensor
 from baton.errors import ConfigError
 from kv_transfer.base import Write
 from kv_transfer.checksum import MODULUS, checksum, copy_checksum
-from kv_transfer.layout import PoolLayout, Slice
+from kv_transfer.layout import PoolLayout, Slice, pool_slices
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,23 +54,27 @@ def copy_blocks(
 ) -> list[int]:
     """Performs `write`, of every piece the planned `slices`. Returns its part of the checksum of each
     destination block, zeros without `checksums`."""
+    blocks = list(zip(write.source_blocks, write.destination_blocks, strict=True))
+    if not checksums:
+        for part in pool_slices(source.layout, destination.layout, write.layer, blocks, slices):
+            _range(destination, part.destination, part).copy_(_range(source, part.source, part))
+        return [0] * len(blocks)
     first_word = write.layer * destination.layout.piece_words
     sums: list[int] = []
-    for source_block, destination_block in zip(
-        write.source_blocks, write.destination_blocks, strict=True
-    ):
+    for source_block, destination_block in blocks:
         from_piece = source.piece(write.layer, source_block)
         to_piece = destination.piece(write.layer, destination_block)
         total = 0
         for part in slices:
             from_part = from_piece[part.source : part.source + part.size_bytes]
             to_part = to_piece[part.destination : part.destination + part.size_bytes]
-            if checksums:
-                total += copy_checksum(from_part, to_part, first_word + part.destination // 8)
-            else:
-                to_part.copy_(from_part)
+            total += copy_checksum(from_part, to_part, first_word + part.destination // 8)
         sums.append(total % MODULUS)
     return sums
+
+
+def _range(pool: Pool, begin: int, part: Slice) -> Tensor:
+    return pool.memory[begin : begin + part.size_bytes]
 
 
 def source_checksums(

@@ -148,7 +148,7 @@ def _map_of(process: ProcessId, fd: int, name: str, size_bytes: int) -> Tensor:
     except OSError as error:
         raise PeerLost(f"cannot map the memory of process {process.pid}: {error}") from error
     try:
-        found = os.readlink(f"/proc/self/fd/{own_fd}")
+        found = str(Path(f"/proc/self/fd/{own_fd}").readlink())
         if found != f"/memfd:{name} (deleted)" or os.fstat(own_fd).st_size != size_bytes:
             raise PeerLost(f"{path} is not the memory that was offered but {found}")
         return _map(own_fd, size_bytes)

@@ -82,6 +82,13 @@ class PrefillScheduler:
         self._draws[sample.handle] = tuple(each.handle for each in drawing)
         self._added += map(sampling_state, drawing)
 
+    def stop(self, sample: Sample) -> None:
+        """Computes no more of `sample`, which keeps its blocks until `release`."""
+        for queue in (self._waiting, self._computing):
+            if sample in queue:
+                queue.remove(sample)
+                self._held.append(sample)
+
     def release(self, sample: Sample) -> None:
         """Forgets `sample`, wherever it is; its blocks stay as cache."""
         for queue in (self._waiting, self._computing, self._held):

@@ -44,8 +44,10 @@ class Gate:
         self._waiting[ticket] = admitted
         self._advance()
         try:
+            # Shielded: a request that is cancelled in the instant of its admission was admitted, and
+            # gives its place back below.
             async with asyncio.timeout(timeout_s):
-                await admitted
+                await asyncio.shield(admitted)
         except BaseException as error:
             if self._waiting.pop(ticket, None) is not None:
                 self.admission.leave(ticket)

@@ -98,11 +98,23 @@ class FakeAdmin(admin_pb2_grpc.AdminServicer):
         return admin_pb2.ListRequestsResponse(requests=[status])
 
 
+class FakeModel(FakeInference):
+    """`has_text` False: a model without a tokenizer."""
+
+    has_text = True
+
+    def _delta(self, *arguments: Any) -> Any:
+        delta = super()._delta(*arguments)
+        if not self.has_text:
+            delta.ClearField("text")
+        return delta
+
+
 class FakeCluster:
     """Serves from `with` to its end; `address` is host:port."""
 
     def __init__(self) -> None:
-        self.inference = FakeInference()
+        self.inference = FakeModel()
         self.admin = FakeAdmin()
         self.address = ""
         self._started = threading.Event()

@@ -33,20 +33,20 @@ from worker import watchdog
 from worker.config import HostConfig
 from worker.kv_events import KvEventLog
 from worker.service import WorkerService
-from worker.step_loop import Role, StepLoop
+from worker.step_loop import Role, Runner, StepLoop
 
 log = logging.getLogger(__name__)
 
 Event = TypeVar("Event")
-Outboxes = TypeVar("Outboxes")
+Commands = TypeVar("Commands")
 EventIn = TypeVar("EventIn", contravariant=True)
-OutboxesOut = TypeVar("OutboxesOut", covariant=True)
+CommandsOut = TypeVar("CommandsOut", covariant=True)
 Answer = TypeVar("Answer")
 
 _DRAIN_POLL_S = 0.05
 
 
-class HostedRole(Role[EventIn, OutboxesOut], Protocol[EventIn, OutboxesOut]):
+class HostedRole(Role[EventIn, CommandsOut], Protocol[EventIn, CommandsOut]):
     """A role and its accounts; all read on the engine's thread."""
 
     @property
@@ -67,19 +67,21 @@ class HostedRole(Role[EventIn, OutboxesOut], Protocol[EventIn, OutboxesOut]):
     def check_integrity(self) -> None: ...
 
 
-class Host(Generic[Event, Outboxes]):
-    """Made on the event loop it runs on. `server` takes the role's services before `run`."""
+class Host(Generic[Event, Commands]):
+    """Made on the event loop it runs on. `server` takes the role's services before `run`. `runner` runs
+    the steps on `model`; `deliver` performs the role's commands, on the engine's thread."""
 
     def __init__(
         self,
         config: HostConfig,
-        runner: ModelRunner,
-        role: HostedRole[Event, Outboxes],
-        deliver: Callable[[Outboxes], None],
+        model: ModelRunner,
+        runner: Runner,
+        role: HostedRole[Event, Commands],
+        deliver: Callable[[Commands], None],
     ) -> None:
         self.config = config
         self.server = Server(ServerOptions(host=config.host, port=config.port))
-        self._runner = runner
+        self._model = model
         self._role = role
         self._deliver = deliver
         self._loop = asyncio.get_running_loop()
@@ -124,7 +126,7 @@ class Host(Generic[Event, Outboxes]):
 
     @property
     def info(self) -> WorkerInfo:
-        runner, layout = self._runner, self._runner.layout
+        model, layout = self._model, self._model.layout
         return WorkerInfo(
             worker_id=self._worker_id,
             incarnation=self._incarnation,
@@ -132,7 +134,7 @@ class Host(Generic[Event, Outboxes]):
             address=self.server.address,
             model=self.config.model_name or Path(self.config.engine.model).name,
             fingerprint=Fingerprint(
-                identity=runner.identity,
+                identity=model.identity,
                 block_size=layout.block_size,
                 tensor_parallel_size=1,
                 kv_dtype=str(layout.dtype).removeprefix("torch."),
@@ -140,10 +142,10 @@ class Host(Generic[Event, Outboxes]):
                 num_kv_heads=layout.num_kv_heads,
                 head_dim=layout.head_dim,
             ),
-            max_model_len=min(runner.max_model_len, runner.num_blocks * layout.block_size),
-            vocab_size=runner.model_config.vocab_size,
+            max_model_len=min(model.max_model_len, model.num_blocks * layout.block_size),
+            vocab_size=model.model_config.vocab_size,
             num_dp_ranks=1,
-            num_total_blocks=runner.num_blocks,
+            num_total_blocks=model.num_blocks,
             package_version=version("baton-serving"),
             transports=(),
             host_id=socket.gethostname(),
@@ -225,10 +227,10 @@ class Host(Generic[Event, Outboxes]):
 
     # On the engine's thread
 
-    def _after_step(self, outboxes: Outboxes) -> None:
+    def _after_step(self, commands: Commands) -> None:
         self._events.publish()
         self._load = self.load()
-        self._loop.call_soon_threadsafe(self._deliver, outboxes)
+        self._deliver(commands)
 
     def _failed(self, error: BaseException) -> None:
         self._loop.call_soon_threadsafe(self._end, error)

@@ -3,9 +3,10 @@
     while running:
         events  -> role.handle          everything that arrived since the last step
         plan    =  role.schedule(now)
+        deliver(role.take_commands())   what the events and the plan ask for
         output  =  runner.run(plan)
         role.update(plan, output, now)
-        deliver(role.take_outboxes())
+        deliver(role.take_commands())   what the step produced
 
 All state of the role belongs to this thread; others only `post` events or `ask` questions. It knows no
 network and does not know which role it runs.
@@ -27,15 +28,15 @@ from engine.batch import StepOutput, StepPlan
 log = logging.getLogger(__name__)
 
 Event = TypeVar("Event")
-Outboxes = TypeVar("Outboxes")
+Commands = TypeVar("Commands")
 Answer = TypeVar("Answer")
 EventIn = TypeVar("EventIn", contravariant=True)
-OutboxesOut = TypeVar("OutboxesOut", covariant=True)
+CommandsOut = TypeVar("CommandsOut", covariant=True)
 
 _LONGEST_WAIT_S = 1.0
 
 
-class Role(Protocol[EventIn, OutboxesOut]):
+class Role(Protocol[EventIn, CommandsOut]):
     """A worker role as the step loop sees it: pure decisions, time as an argument."""
 
     @property
@@ -44,14 +45,14 @@ class Role(Protocol[EventIn, OutboxesOut]):
     def schedule(self, now_s: float) -> StepPlan | None: ...
     def update(self, plan: StepPlan, output: StepOutput, now_s: float) -> None: ...
     def fail_all(self, error: BatonError, now_s: float) -> None: ...
-    def take_outboxes(self) -> OutboxesOut: ...
+    def take_commands(self) -> CommandsOut: ...
 
 
 class Runner(Protocol):
     def run(self, plan: StepPlan) -> StepOutput: ...
 
 
-class StepLoop(Generic[Event, Outboxes]):
+class StepLoop(Generic[Event, Commands]):
     """Runs `role` on `runner` in a thread of its own, from `start` until `stop`.
 
     `deliver` and `on_failure` are called on that thread. When a step raises, every request is answered
@@ -60,9 +61,9 @@ class StepLoop(Generic[Event, Outboxes]):
 
     def __init__(
         self,
-        role: Role[Event, Outboxes],
+        role: Role[Event, Commands],
         runner: Runner,
-        deliver: Callable[[Outboxes], None],
+        deliver: Callable[[Commands], None],
         on_failure: Callable[[BaseException], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -120,7 +121,7 @@ class StepLoop(Generic[Event, Outboxes]):
         except BaseException as error:
             log.exception("the engine failed")
             self._role.fail_all(Internal(f"the engine failed: {error}"), self._clock())
-            self._deliver(self._role.take_outboxes())
+            self._deliver(self._role.take_commands())
             self._on_failure(error)
         finally:
             self._closed = True
@@ -129,15 +130,17 @@ class StepLoop(Generic[Event, Outboxes]):
     def _step(self) -> None:
         started_s = self._clock()
         plan = self._role.schedule(started_s)
-        if plan is not None:
-            self.step_started_s = started_s
-            output = self._runner.run(plan)
-            ended_s = self._clock()
-            self._role.update(plan, output, ended_s)
-            self.step_started_s = None
-            self.longest_step_s = max(self.longest_step_s, ended_s - started_s)
+        self._deliver(self._role.take_commands())
         self._has_work = plan is not None
-        self._deliver(self._role.take_outboxes())
+        if plan is None:
+            return
+        self.step_started_s = started_s
+        output = self._runner.run(plan)
+        ended_s = self._clock()
+        self._role.update(plan, output, ended_s)
+        self._deliver(self._role.take_commands())
+        self.step_started_s = None
+        self.longest_step_s = max(self.longest_step_s, ended_s - started_s)
 
     def _take_events(self) -> bool:
         """Handles what has arrived; waits for something only where there is no work. False: stop."""

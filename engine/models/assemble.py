@@ -5,6 +5,7 @@ The only place that knows Hugging Face tensor names.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -25,12 +26,12 @@ _FP16_MAX = 65504.0
 
 @dataclass(frozen=True, slots=True)
 class Numerics:
-    """How the decoder computes. `weight_dtype` is what `make_linear` is given, `stored_fp16` whether
-    weights end as fp16, `dtype` that of the activations."""
+    """How the decoder computes: `dtype` is that of the activations and of what `make_linear` is given.
+    `packs`: it copies its weight. `stored_fp16`: weights end as fp16."""
 
     device: torch.device
     dtype: torch.dtype
-    weight_dtype: torch.dtype
+    packs: bool
     stored_fp16: bool
     make_linear: Callable[[Tensor, Tensor | None], Linear]
     ops: RowOps
@@ -101,6 +102,7 @@ class _Assembler:
         self._numerics = numerics
         self._progress = progress
         self._shapes = expected_tensors(config)
+        self._scratch = torch.empty(0)
         self._done_bytes = 0
 
     def decoder(self, max_model_len: int) -> Decoder:
@@ -112,7 +114,7 @@ class _Assembler:
         layers = [self._layer(index, rotary) for index in range(config.num_layers)]
         norm = self._norm("model.norm")
         if config.tie_word_embeddings:
-            head = numerics.make_linear(embeddings.to(numerics.weight_dtype), None)
+            head = numerics.make_linear(embeddings.to(numerics.dtype), None)
         else:
             head = self._linear(["lm_head"], has_bias=False)
         return Decoder(embeddings, numerics.dtype, layers, norm, head)
@@ -142,8 +144,8 @@ class _Assembler:
 
     def _linear(self, names: Sequence[str], has_bias: bool) -> Linear:
         """One linear whose outputs are those of `names`, one after the other."""
-        dtype = self._numerics.weight_dtype
-        weight = self._tensor([f"{name}.weight" for name in names], dtype)
+        dtype = self._numerics.dtype
+        weight = self._tensor([f"{name}.weight" for name in names], dtype, self._numerics.packs)
         bias = self._tensor([f"{name}.bias" for name in names], dtype) if has_bias else None
         return self._numerics.make_linear(weight, bias)
 
@@ -151,16 +153,30 @@ class _Assembler:
         weight = self._tensor([f"{name}.weight"], self._numerics.dtype)
         return RmsNorm(self._numerics.ops, weight, self._config.rms_norm_eps)
 
-    def _tensor(self, names: Sequence[str], dtype: torch.dtype) -> Tensor:
-        """The tensors `names` stacked along their first dimension, on the device."""
+    def _tensor(self, names: Sequence[str], dtype: torch.dtype, passing: bool = False) -> Tensor:
+        """The tensors `names` stacked along their first dimension, on the device.
+
+        One that is `passing` is valid until the next such call.
+        """
         shapes = [self._shapes[name] for name in names]
-        num_rows = sum(shape[0] for shape in shapes)
-        out = torch.empty((num_rows, *shapes[0][1:]), dtype=dtype, device=self._numerics.device)
-        begin = 0
-        for name, shape in zip(names, shapes, strict=True):
-            self._copy(name, out[begin : begin + shape[0]])
-            begin += shape[0]
+        shape = (sum(shape[0] for shape in shapes), *shapes[0][1:])
+        if passing:
+            out = self._scratch_tensor(shape, dtype)
+        else:
+            out = torch.empty(shape, dtype=dtype, device=self._numerics.device)
+        parts = out.split([shape[0] for shape in shapes])
+        for name, part in zip(names, parts, strict=True):
+            self._copy(name, part)
         return out
+
+    def _scratch_tensor(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """One buffer for all that is packed: buffers freed between packs would leave holes in the
+        heap, and peak memory well above the packed weights."""
+        count = math.prod(shape)
+        if self._scratch.numel() < count:
+            self._scratch = torch.empty(0)  # the old one goes first
+            self._scratch = torch.empty(count, dtype=dtype, device=self._numerics.device)
+        return self._scratch[:count].view(shape)
 
     def _copy(self, name: str, out: Tensor) -> None:
         tensor = self._source.read(name)

@@ -127,6 +127,58 @@ def test_every_draw_of_a_large_vocabulary_is_that_of_the_definition() -> None:
             assert drawn.token_id == want, (row, params[row])
 
 
+def draws_by_definition(logits: Tensor, params: SamplingParams, count: int) -> set[int]:
+    """The tokens of `count` seeds, each of which must be that of the definition."""
+    sampler = sampler_of(
+        len(logits), (sample(i, dataclasses.replace(params, seed=i)) for i in range(count))
+    )
+    got = [one.token_id for one in sampler.draw(logits.expand(count, -1), range(count))]
+    row = logits.double().numpy()
+    for seed, token_id in enumerate(got):
+        noise = reference.variates(seed, 0, 0, len(logits))
+        assert token_id == reference.draw(row, params, noise)
+    return set(got)
+
+
+def test_a_nucleus_ends_where_it_must() -> None:
+    logits = torch.arange(40.0) / -20  # each token is of weight
+    for top_p in (0.02, 0.11, 0.5, 0.77, 0.93):
+        params = SamplingParams(max_tokens=1, top_p=top_p)
+        drawn = draws_by_definition(logits, params, 3000)
+        kept = reference.survivors(logits.double().numpy(), params)
+        assert sorted(drawn) == np.flatnonzero(kept).tolist()
+
+
+def test_a_large_top_k_keeps_exactly_k() -> None:
+    logits = torch.randn(900, generator=torch.Generator().manual_seed(0))
+    params = SamplingParams(max_tokens=1, temperature=1e6, top_k=600)
+    sampler = sampler_of(900, (sample(i, params, sample_index=i) for i in range(500)))
+    drawn = {
+        one.token_id for _ in range(20) for one in sampler.draw(logits.expand(500, -1), range(500))
+    }
+    assert drawn == set(logits.topk(600).indices.tolist())
+
+
+def test_equals_of_the_kth_are_all_kept_and_all_count() -> None:
+    logits = torch.zeros(200)
+    logits[100] = 2.0
+    # The likeliest has 0.3 of the mass of itself and 17 others, 0.04 of that of all 200.
+    params = SamplingParams(max_tokens=1, top_k=2, top_p=0.2)
+    assert len(draws_by_definition(logits, params, 300)) > 100
+
+
+def test_min_p_parts_neighbouring_numbers() -> None:
+    for min_p in (0.3, 0.4, 0.5, 0.6, 0.7):
+        nearest = torch.tensor(math.log(min_p))
+        step = torch.tensor(math.inf)
+        logits = torch.stack(
+            (torch.tensor(0.0), torch.nextafter(nearest, -step), nearest,
+             torch.nextafter(nearest, step))
+        )  # fmt: skip
+        drawn = draws_by_definition(logits, SamplingParams(max_tokens=1, min_p=min_p), 100)
+        assert drawn == {0, 3} | ({2} if float(nearest) >= math.log(min_p) else set())
+
+
 LIMITS = [
     {"top_k": 1}, {"top_k": 20}, {"top_k": 5000}, {"top_p": 0.0}, {"top_p": 0.3}, {"top_p": 0.95},
     {"min_p": 0.1}, {"min_p": 1.0}, {"top_k": 20, "top_p": 0.7}, {"top_k": 600, "top_p": 0.5},
@@ -347,9 +399,10 @@ def test_logprobs_are_of_the_raw_logits() -> None:
     vocab_size, rng = 700, random.Random(6)
     logits = torch.stack([random_logits(rng, vocab_size) for _ in range(40)])
     logits[:, 49] = 1.0
+    logits[4, 100:] = -torch.inf
     params = [
-        dataclasses.replace(random_params(rng), logprobs=rng.choice([None, 0, 1, 20, 700]))
-        for _ in logits
+        dataclasses.replace(random_params(rng), logprobs=[None, 0, 1, 20, 700][row % 5])
+        for row in range(len(logits))
     ]
     sampler = sampler_of(vocab_size, (sample(i, p) for i, p in enumerate(params)))
     expected = logits.double().log_softmax(-1)

@@ -25,6 +25,7 @@ class FakeTarget:
         self.messages = messages
         self.failing: dict[int, Exception] = {}  # after the first message, by request
         self.hanging: set[int] = set()
+        self.meeting: asyncio.Barrier | None = None
         self.started: list[int] = []
         self.num_in_flight = 0
         self.most_in_flight = 0
@@ -34,6 +35,8 @@ class FakeTarget:
         self.num_in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.num_in_flight)
         try:
+            if self.meeting is not None:
+                await self.meeting.wait()
             for position, num_tokens in enumerate(self.messages):
                 await asyncio.sleep(0)
                 if position and request.index in self.failing:
@@ -64,8 +67,9 @@ async def test_a_closed_loop_keeps_its_concurrency() -> None:
 
 async def test_arrivals_are_not_held_back_by_those_in_flight() -> None:
     target = FakeTarget()
-    await load.run(target, planned(20, due_s=0.0), concurrency=None)
-    assert target.most_in_flight == 20
+    target.meeting = asyncio.Barrier(20)  # none goes on before all have come
+    outcomes = await load.run(target, planned(20, due_s=0.0), concurrency=None, timeout_s=10)
+    assert [outcome.error for outcome in outcomes] == [None] * 20
 
 
 async def test_a_request_that_finds_no_room_has_been_waiting_since_it_was_due() -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import pty
+import select
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Self
 
 import click
 import pytest
@@ -17,7 +19,7 @@ from click.testing import CliRunner
 
 import cli.bench
 from baton.errors import Overloaded
-from cli.lazy import LazyGroup
+from cli.lazy import LazyCommand, LazyGroup
 from cli.main import main
 from tests.fake_cluster import FakeCluster
 
@@ -123,12 +125,17 @@ def test_wrong_usage(arguments: list[str]) -> None:
     assert "Usage:" in result.stderr
 
 
+@click.command()
+def needs_torch() -> None:
+    import torch  # noqa: F401
+
+
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
-    monkeypatch.delitem(sys.modules, "engine.model_runner", raising=False)
-    result = CliRunner().invoke(main, ["worker", "--model", "x"])
+    monkeypatch.setattr(LazyCommand, "load", lambda _: needs_torch)
+    result = CliRunner().invoke(main, ["worker"])
     assert result.exit_code == 1
-    assert "baton-serving[worker]" in result.stderr
+    assert "pip install 'baton-serving[worker]'" in result.stderr
 
 
 def test_ctrl_c_cancels_the_request_and_exits_130() -> None:
@@ -148,32 +155,58 @@ def test_ctrl_c_cancels_the_request_and_exits_130() -> None:
         cluster.wait(cluster.inference.cancelled)
 
 
-def test_ctrl_c_stops_an_answer_but_not_the_conversation() -> None:
-    with FakeCluster() as cluster:
-        cluster.inference.pause_s = 0.01
-        terminal, theirs = pty.openpty()
-        process = subprocess.Popen(
-            [sys.executable, "-m", "cli.main", "chat", "--max-tokens", "100000"],
+class Terminal:
+    """A command on a terminal, with what it has shown so far."""
+
+    def __init__(self, cluster: FakeCluster, *arguments: str) -> None:
+        self._fd, theirs = pty.openpty()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "cli.main", *arguments],
             cwd=ROOT,
-            env={**os.environ, "BATON_ADDRESS": cluster.address, "TERM": "dumb"},
+            env={**os.environ, "BATON_ADDRESS": cluster.address, "TERM": "xterm"},
             stdin=theirs,
             stdout=theirs,
             stderr=theirs,
         )
         os.close(theirs)
-        read_until(terminal, b"> ")
-        os.write(terminal, b"hello\n")
-        read_until(terminal, b"10 11 12 ")
-        process.send_signal(signal.SIGINT)
-        read_until(terminal, b"stopped")
-        cluster.wait(cluster.inference.cancelled)
-        read_until(terminal, b"> ")
-        os.write(terminal, b"/quit\n")
-        assert process.wait(10) == 0
-        os.close(terminal)
+        self._unread = b""
+
+    def wait_for(self, wanted: bytes) -> None:
+        while wanted not in self._unread:
+            ready, _, _ = select.select([self._fd], [], [], 10)
+            assert ready, f"waited for {wanted!r}, got {self._unread!r}"
+            self._unread += os.read(self._fd, 1024)
+        self._unread = self._unread.partition(wanted)[2]
+
+    def type(self, line: str) -> None:
+        os.write(self._fd, f"{line}\n".encode())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self._fd)
 
 
-def read_until(terminal: int, wanted: bytes) -> None:
-    seen = b""
-    while wanted not in seen:
-        seen += os.read(terminal, 1024)
+def test_ctrl_c_stops_an_answer_but_not_the_conversation() -> None:
+    with FakeCluster() as cluster:
+        cluster.inference.pause_s = 0.01
+        with Terminal(cluster, "chat", "--max-tokens", "100000") as terminal:
+            terminal.wait_for(b"> ")
+            terminal.type("hello")
+            terminal.wait_for(b"10 11 12 ")
+            terminal.process.send_signal(signal.SIGINT)
+            terminal.wait_for(b"stopped")
+            cluster.wait(cluster.inference.cancelled)
+            terminal.wait_for(b"> ")
+            terminal.type("/quit")
+            assert terminal.process.wait(10) == 0
+
+
+def test_ctrl_c_ends_the_full_screen() -> None:
+    with FakeCluster() as cluster, Terminal(cluster, "top") as terminal:
+        terminal.wait_for(b"request-1")
+        terminal.process.send_signal(signal.SIGINT)
+        assert terminal.process.wait(10) == 130

@@ -120,3 +120,12 @@ def test_an_option_no_message_can_hold(cluster: FakeCluster) -> None:
     result = generate(cluster, "hi", "--top-k", str(2**40))
     assert result.exit_code == 1
     assert result.stderr.startswith("error: sampling.top_k: ")
+
+
+def test_a_model_without_text_shows_its_tokens(
+    cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster.inference, "has_text", False)
+    result = generate(cluster, "--token-ids", "1", "--max-tokens", "3", "--seed", "40")
+    assert result.stdout == "\n"
+    assert "token ids 40 41 42\n" in result.stderr

@@ -11,10 +11,11 @@ import pytest
 
 from baton.errors import Unavailable
 from baton.types import FinishReason, HandOffReport, PoolId, PrefillChoice
-from decode_worker.state_machine import (
+from decode_worker.messages import (
     Abandon,
     AskPrefill,
     Cancel,
+    Commands,
     Fenced,
     FirstToken,
     FirstTokens,
@@ -39,11 +40,11 @@ class RemoteWorld(World):
         self.all_asked: dict[int, AskPrefill] = {}
         self.lost: list[int] = []
 
-    def collect(self) -> None:
-        for router, outbox in self.role.take_outboxes().items():
+    def obey(self, commands: Commands) -> None:
+        for router, outbox in commands.outboxes.items():
             self.lost += [number for number, _ in outbox.prefill_lost]
             self.absorb(router, outbox)
-        for order in self.role.take_orders():
+        for order in commands.orders:
             match order:
                 case AskPrefill(transfer):
                     self.asked[transfer] = self.all_asked[transfer] = order

@@ -9,8 +9,9 @@ import pytest
 
 from baton.errors import Cancelled, DeadlineExceeded, Draining, InvalidArgument
 from baton.types import FinishReason, SamplingParams
+from decode_worker.messages import Cancel, Commands, Key, Outbox, RouterLost, Start
 from decode_worker.scheduler import Scheduler, SchedulerLimits
-from decode_worker.state_machine import Cancel, DecodeRequests, Key, Outbox, RouterLost, Start
+from decode_worker.state_machine import DecodeRequests
 from engine.block_manager import BlockManager
 from tests.fake_runner import FakeRunner, expected_output
 
@@ -56,7 +57,10 @@ class World:
             pass
 
     def collect(self) -> None:
-        for router, outbox in self.role.take_outboxes().items():
+        self.obey(self.role.take_commands())
+
+    def obey(self, commands: Commands) -> None:
+        for router, outbox in commands.outboxes.items():
             self.absorb(router, outbox)
 
     def absorb(self, router: int, outbox: Outbox) -> None:

@@ -1,0 +1,173 @@
+"""Keeps what runs equal to what is wanted: performs what `reconcile` decides, and notes what happens.
+
+It knows names, and how one of them is started (`Launcher`); not what runs under a name. Everything is on
+one event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Protocol
+
+from baton.errors import BatonError, Unavailable
+from cluster import reconcile
+from cluster.reconcile import Action, Drain, Forget, Instance, Kill, Limits, Phase, Start
+
+_TICK_S = 0.25  # between two looks at what is due by time alone
+_STARTING_PROBE_S = 0.05
+_PROBE_S = 1.0
+
+
+class Running(Protocol):
+    """Something started: a router's process, a worker's actor."""
+
+    @property
+    def pid(self) -> int: ...
+    async def serves(self) -> bool:
+        """Whether it says, now, that it can serve."""
+
+    async def ended(self) -> BatonError | None:
+        """Waits for its end. None: it left in order."""
+
+    async def drain(self) -> None: ...
+    async def kill(self) -> None:
+        """Returns when it has ended."""
+
+
+Launcher = Callable[[str], Awaitable[Running]]
+
+
+class Controller:
+    """`tell` gets one line for everything an operator should hear of."""
+
+    def __init__(self, launch: Launcher, limits: Limits, tell: Callable[[str], None]) -> None:
+        self.limits = limits
+        self.known: dict[str, Instance] = {}
+        self._launch = launch
+        self._tell = tell
+        self._wanted: tuple[str, ...] = ()
+        self._running: dict[str, asyncio.Future[Running]] = {}
+        self._changed = asyncio.Event()
+        self._died_s: dict[str, float] = {}
+
+    def want(self, names: Iterable[str], existing: Iterable[str] = ()) -> None:
+        """What is to run from now on. `existing`: what runs already, for this controller to take over
+        (and to end, where it is not wanted)."""
+        self._wanted = tuple(names)
+        for name in existing:
+            self.known.setdefault(name, reconcile.started(name, None, time.monotonic()))
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Until cancelled; then it leaves everything as it is."""
+        async with asyncio.TaskGroup() as tasks:
+            for name in list(self.known):
+                self._tend(name, tasks)
+            while True:
+                self._changed.clear()
+                due = reconcile.reconcile(
+                    self._wanted, self.known, time.monotonic(), self.limits
+                )
+                for action in list(due):
+                    self._perform(action, tasks)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_TICK_S):
+                        await self._changed.wait()
+
+    async def settled(self) -> None:
+        """Waits until nothing runs that is not wanted."""
+        while set(self.known) - set(self._wanted):
+            await asyncio.sleep(_STARTING_PROBE_S)
+
+    def pids(self) -> Mapping[str, int]:
+        """Of what runs now."""
+        return {name: each.pid for name, each in self.known.items() if each.pid}
+
+    def _perform(self, action: Action, tasks: asyncio.TaskGroup) -> None:
+        name = action.name
+        match action:
+            case Start():
+                before = self.known.get(name)
+                self.known[name] = reconcile.started(name, before, time.monotonic())
+                self._tend(name, tasks)
+            case Drain():
+                self._tell(f"{name} drains")
+                self.known[name] = reconcile.draining(self.known[name], time.monotonic())
+                tasks.create_task(self._drain(name))
+            case Kill(why=why):
+                self._tell(f"{name} {why}: killed")
+                self.known[name] = reconcile.draining(
+                    self.known[name], time.monotonic(), Unavailable(why)
+                )
+                tasks.create_task(self._kill(name))
+            case Forget():
+                del self.known[name]
+
+    def _tend(self, name: str, tasks: asyncio.TaskGroup) -> None:
+        self._running[name] = asyncio.get_running_loop().create_future()
+        tasks.create_task(self._live(name, self._running[name]), name=name)
+
+    async def _live(self, name: str, running: asyncio.Future[Running]) -> None:
+        """One instance, from its start to its end."""
+        try:
+            instance = await self._launch(name)
+        except BatonError as error:
+            running.cancel()
+            self._note_end(name, error)
+            return
+        running.set_result(instance)
+        self.known[name] = replace(self.known[name], pid=instance.pid)
+        probe = asyncio.create_task(self._probe(name, instance))
+        try:
+            error = await instance.ended()
+        finally:
+            probe.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await probe
+        self._note_end(name, error)
+
+    async def _probe(self, name: str, running: Running) -> None:
+        while True:
+            if await running.serves():
+                self._note_answer(name)
+            starting = self.known[name].phase is Phase.STARTING
+            await asyncio.sleep(_STARTING_PROBE_S if starting else _PROBE_S)
+
+    def _note_answer(self, name: str) -> None:
+        now_s = time.monotonic()
+        first = self.known[name].phase is Phase.STARTING
+        self.known[name] = reconcile.answered(self.known[name], now_s)
+        if first and name in self._died_s:
+            self._tell(f"{name} is back after {now_s - self._died_s.pop(name):.1f} s")
+
+    def _note_end(self, name: str, error: BatonError | None) -> None:
+        before, now_s = self.known[name], time.monotonic()
+        if before.phase is Phase.DRAINING:
+            error = before.error  # it was told to leave, or killed for this
+        self.known[name] = reconcile.ended(before, error, now_s, self.limits)
+        if name in self._wanted:
+            self._died_s.setdefault(name, now_s)
+            why = f"died: {error}" if error else "left"
+            self._tell(f"{name} (process {before.pid}) {why}; starting it again")
+        self._changed.set()
+
+    async def _drain(self, name: str) -> None:
+        with contextlib.suppress(asyncio.CancelledError):  # it could not even be started
+            running = await self._running[name]
+            try:
+                await running.drain()
+            except BatonError as error:
+                self._tell(f"{name} cannot be told to leave ({error}): killed")
+                await self._kill(name)
+
+    async def _kill(self, name: str) -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            running = await self._running[name]
+            try:
+                await running.kill()
+            except Unavailable as error:
+                self._tell(f"{name}: {error}")

@@ -1,0 +1,106 @@
+"""A Ray of our own on this machine, and the way into one that exists.
+
+The private one is heard on the loopback only, has no dashboard, writes to a given folder only, and ends
+with this process, however that ends. What Ray reads from the environment is set here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import ray
+
+from baton.errors import ConfigError, Unavailable
+from cluster.placement import Node
+
+NAMESPACE = "baton"
+
+_LOOPBACK = "127.0.0.1"
+_OBJECT_STORE_BYTES = 80 << 20  # about the least that Ray allows; nothing of ours goes through it
+
+# One for all private Rays of this process, since Ray's client reads it once. Other users of this machine
+# reach the loopback, too; without it they could run code as us.
+_TOKEN = secrets.token_hex(32)
+
+_ENVIRONMENT = {
+    "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN": _TOKEN,
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # else a node on the loopback may not register
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_prestart_worker_first_driver": "0",
+    "RAY_worker_niceness": "0",  # Ray's 15 would let anything else on the machine delay a step
+    "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1",  # CUDA IPC needs peers' GPUs visible
+}
+
+
+def start(folder: Path, environment: Mapping[str, str]) -> None:
+    """`environment`: what Ray's processes, and so the actors, have beside this process's."""
+    logging.getLogger("ray").setLevel(logging.WARNING)
+    with _set({**_ENVIRONMENT, **environment}):
+        try:
+            ray.init(
+                "local",
+                namespace=NAMESPACE,
+                num_cpus=len(os.sched_getaffinity(0)),
+                object_store_memory=_OBJECT_STORE_BYTES,
+                include_dashboard=False,
+                log_to_driver=False,
+                configure_logging=False,
+                _temp_dir=str(folder),
+                _node_ip_address=_LOOPBACK,
+            )
+        except Exception as error:  # Ray has no type of its own for it
+            raise Unavailable(f"Ray did not start: {error}") from error
+
+
+def join(address: str) -> None:
+    """Connects to the Ray cluster at `address` (host:port, or "auto")."""
+    logging.getLogger("ray").setLevel(logging.WARNING)
+    try:
+        ray.init(address, namespace=NAMESPACE, log_to_driver=False, configure_logging=False)
+    except Exception as error:
+        raise ConfigError(f"no Ray cluster can be joined: {error}", field="address") from error
+
+
+def stop() -> None:
+    """Ends a private Ray with all that runs in it; leaves one that was joined."""
+    ray.shutdown()
+
+
+def nodes() -> list[Node]:
+    """Those alive, this one first."""
+    own = ray.get_runtime_context().get_node_id()
+    alive = [
+        Node(
+            entry["NodeID"],
+            entry["NodeManagerAddress"],
+            int(entry["Resources"].get("CPU", 0)),
+            int(entry["Resources"].get("GPU", 0)),
+        )
+        for entry in ray.nodes()
+        if entry["Alive"]
+    ]
+    usable = [node for node in alive if node.num_cores]
+    return sorted(usable, key=lambda node: (node.node_id != own, node.node_id))
+
+
+def own_address() -> str:
+    """This node's, as other nodes reach it."""
+    return str(ray.util.get_node_ip_address())
+
+
+@contextlib.contextmanager
+def _set(variables: Mapping[str, str]) -> Iterator[None]:
+    """Sets what the user has not set, for the time of starting."""
+    ours = {name: value for name, value in variables.items() if name not in os.environ}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for name in ours:
+            os.environ.pop(name, None)

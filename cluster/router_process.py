@@ -1,0 +1,36 @@
+"""A router as the controller sees it: a plain process of this machine."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from baton.errors import BatonError, Unavailable
+from cluster import confirmed_kill, probe
+from cluster.process import Process
+
+
+@dataclass(frozen=True, slots=True)
+class RouterProcess:
+    process: Process
+    address: str
+
+    @property
+    def pid(self) -> int:
+        return self.process.popen.pid
+
+    async def serves(self) -> bool:
+        return await probe.serves(self.address)
+
+    async def ended(self) -> BatonError | None:
+        await confirmed_kill.ended(self.pid)
+        code = self.process.popen.wait()
+        if code == 0:
+            return None
+        return Unavailable(f"exit code {code}\n{self.process.log_tail()}".strip())
+
+    async def drain(self) -> None:
+        self.process.popen.terminate()
+
+    async def kill(self) -> None:
+        await asyncio.to_thread(confirmed_kill.kill_confirmed, self.pid)

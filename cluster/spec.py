@@ -1,0 +1,154 @@
+"""What is wanted: how many routers and workers, and what each is told. Read from TOML and flags.
+
+Knows the roles' configurations and import paths, and no process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from baton.config import load
+from baton.errors import ConfigError
+from baton.types import Role
+from cluster.placement import Demand
+from decode_worker.config import DecodeConfig
+from engine.config import EngineConfig
+from prefill_worker.config import PrefillConfig
+from router.config import RouterConfig
+from worker.config import HostConfig
+
+RoleConfig = DecodeConfig | PrefillConfig
+Fields = Mapping[str, Any]
+
+# What a Ray actor mounts.
+IMPORT_PATHS = {
+    Role.PREFILL: "prefill_worker.process:run",
+    Role.DECODE: "decode_worker.process:run",
+}
+_LEAST = {"num_routers": 1, "num_prefill_workers": 0, "num_decode_workers": 1}
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterSpec:
+    """`router`: the first router; each further one listens on the ports after those of the one before it.
+    `router_options`: beside ports, the options of `baton router` that make it `router`. `ray_address`: of
+    a Ray cluster to join, empty for one of our own."""
+
+    router: RouterConfig
+    prefill: PrefillConfig
+    decode: DecodeConfig
+    router_options: Fields = field(default_factory=dict)
+    num_routers: int = 1
+    num_prefill_workers: int = 1
+    num_decode_workers: int = 1
+    ray_address: str = ""
+
+    def __post_init__(self) -> None:
+        for name, least in _LEAST.items():
+            if getattr(self, name) < least:
+                raise ConfigError(f"must be at least {least}", field=name)
+        if self.num_prefill_workers:
+            self._check_roles_agree()
+
+    def _check_roles_agree(self) -> None:
+        prefill, decode = self.prefill.host.engine, self.decode.host.engine
+        for name in ("model", "load_format", "block_size"):
+            if getattr(prefill, name) != getattr(decode, name):
+                raise ConfigError(
+                    f"is {getattr(prefill, name)!r} for prefill and {getattr(decode, name)!r} for "
+                    "decode: one could not use the KV of the other",
+                    field=f"prefill.host.engine.{name}",
+                )
+
+    @property
+    def worker_names(self) -> tuple[str, ...]:
+        prefill = (f"prefill-{index}" for index in range(self.num_prefill_workers))
+        decode = (f"decode-{index}" for index in range(self.num_decode_workers))
+        return (*prefill, *decode)
+
+    @property
+    def router_names(self) -> tuple[str, ...]:
+        return tuple(f"router-{index}" for index in range(self.num_routers))
+
+    def config_of(self, worker_name: str) -> RoleConfig:
+        return self.prefill if role_of(worker_name) is Role.PREFILL else self.decode
+
+    def demand_of(self, worker_name: str) -> Demand:
+        engine = self.config_of(worker_name).host.engine
+        needs_gpu = engine.device == "cuda"  # "cuda:1" is a choice already made
+        return Demand(worker_name, role_of(worker_name), engine.num_threads, needs_gpu)
+
+
+def role_of(worker_name: str) -> Role:
+    return Role[worker_name.partition("-")[0].upper()]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a user gives: a TOML file with sections [router], [prefill] and [decode], and flags, which are
+    fields of those sections, of their host or of its engine by name. `workers` are for both roles."""
+
+    toml: Path | None = None
+    router: Fields = field(default_factory=dict)
+    workers: Fields = field(default_factory=dict)
+    prefill: Fields = field(default_factory=dict)
+    decode: Fields = field(default_factory=dict)
+
+
+def read(settings: Settings, **counts: Any) -> ClusterSpec:
+    """`counts`: fields of ClusterSpec that are no configuration. Raises ConfigError naming what is
+    wrong, and where."""
+    _check_known(settings.workers)
+    decode: DecodeConfig = _read_role(DecodeConfig, "decode", settings, settings.decode)
+    prefill: PrefillConfig = _read_role(PrefillConfig, "prefill", settings, settings.prefill)
+    if str(decode.host.engine.model) in ("", "."):
+        raise ConfigError("is required", field="model")
+    router = load(
+        RouterConfig, toml=settings.toml, section="router", flags=_given(settings.router)
+    )
+    models = router.models or _text_model(decode)
+    options = {**settings.router, "model": models, "config": settings.toml, "host": router.host}
+    return ClusterSpec(router, prefill, decode, options, **counts)
+
+
+def nested(flags: Fields) -> dict[str, Any]:
+    """Flags as a role's configuration nests them; those not given stay out."""
+    given = _given(flags)
+    engine = {name: given.pop(name) for name in _names(EngineConfig) & set(given)}
+    host = {name: given.pop(name) for name in _names(HostConfig) & set(given)}
+    return {**given, "host": {**host, "engine": engine}}
+
+
+def _read_role(cls: Any, section: str, settings: Settings, own: Fields) -> Any:
+    common = {name: value for name, value in settings.workers.items() if _knows(cls, name)}
+    return load(cls, toml=settings.toml, section=section, flags=nested({**common, **own}))
+
+
+def _check_known(workers: Fields) -> None:
+    """A flag for both roles may be one that only one of them has."""
+    for name in workers:
+        if not (_knows(PrefillConfig, name) or _knows(DecodeConfig, name)):
+            raise ConfigError("is not known", field=f"flags: {name}")
+
+
+def _knows(cls: Any, name: str) -> bool:
+    return any(name in _names(each) for each in (cls, HostConfig, EngineConfig))
+
+
+def _names(cls: Any) -> set[str]:
+    return {each.name for each in fields(cls)}
+
+
+def _given(flags: Fields) -> dict[str, Any]:
+    return {name: value for name, value in flags.items() if value not in (None, ())}
+
+
+def _text_model(decode: DecodeConfig) -> tuple[str, ...]:
+    """NAME=FOLDER of the served checkpoint, where it has a tokenizer for the router."""
+    folder = Path(decode.host.engine.model)
+    if not (folder / "config.json").exists():
+        return ()
+    return (f"{decode.host.model_name or folder.name}={folder}",)

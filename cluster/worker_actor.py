@@ -1,0 +1,143 @@
+"""A worker as the controller sees it: a Ray actor, with a process that can be watched and killed.
+
+Ray is asked to start it and where it runs, and says when it died. Everything else goes to the process:
+death is seen by its pidfd, draining is a gRPC call, killing a signal, where it runs on this machine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from baton.errors import BatonError, Unavailable, from_code
+from cluster import confirmed_kill, probe
+from cluster.placement import Slot
+from cluster.private_ray import NAMESPACE
+from worker.actor import Description, Launch, Outcome, WorkerActor
+
+_CREATE_S = 60.0
+_LEAVE_S = 5.0
+_NUM_THREADS = 8  # of Ray's, for calls: every `serve` takes one
+
+
+@dataclass(frozen=True, slots=True)
+class ActorOptions:
+    """`detached`: lives on when this process is gone, to be found by `name`."""
+
+    name: str
+    detached: bool
+
+
+def create(launch: Launch, slot: Slot, options: ActorOptions) -> Any:
+    """The handle; returns before the process is there. Here and nowhere else a class becomes an actor."""
+    return (
+        ray.remote(WorkerActor)
+        .options(
+            name=options.name,
+            namespace=NAMESPACE,
+            lifetime="detached" if options.detached else None,
+            num_cpus=0,  # cores are given out by our placement
+            max_restarts=0,  # the controller restarts
+            max_concurrency=_NUM_THREADS,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(slot.node_id, soft=False),
+        )
+        .remote(launch)
+    )
+
+
+def find(name: str) -> Any | None:
+    """The handle of a living actor of this name."""
+    try:
+        return ray.get_actor(name, namespace=NAMESPACE)
+    except ValueError:
+        return None
+
+
+async def describe(actor: Any) -> Description:
+    """Raises Unavailable where its process does not come up."""
+    try:
+        async with asyncio.timeout(_CREATE_S):
+            description: Description = await _answer(actor.describe.remote())
+    except (RayError, TimeoutError) as error:
+        raise Unavailable(f"its process did not start: {error}") from error
+    return description
+
+
+async def _answer(reference: Any) -> Any:
+    return await asyncio.wrap_future(reference.future())
+
+
+class WorkerProcess:
+    """A living actor that serves. `is_local`: its process is on this machine."""
+
+    def __init__(
+        self, actor: Any, description: Description, routers: tuple[str, ...], is_local: bool
+    ) -> None:
+        self.pid = description.pid
+        self._actor = actor
+        self._host = description.launch.config.host
+        self._routers = routers
+        self._is_local = is_local
+        self._address = ""  # from when it is registered
+        self._outcome: asyncio.Future[Outcome] = asyncio.ensure_future(
+            _answer(actor.serve.remote())
+        )
+
+    async def serves(self) -> bool:
+        if not self._address:
+            member = await probe.find_worker(self._routers, self._host.worker_id, self.pid)
+            if member is None:
+                return False
+            self._address = member.info.address
+        return await probe.serves(self._address)
+
+    async def ended(self) -> BatonError | None:
+        ways = {self._outcome}
+        gone = asyncio.ensure_future(self._gone())
+        await asyncio.wait({*ways, gone}, return_when=asyncio.FIRST_COMPLETED)
+        gone.cancel()
+        if not self._outcome.done():
+            return Unavailable("its process ended")
+        try:
+            outcome = self._outcome.result()
+        except RayActorError:
+            return Unavailable("its process ended")
+        await self._leave()
+        if not outcome.code:
+            return None
+        return from_code(outcome.code, outcome.message, field=outcome.field)
+
+    async def drain(self) -> None:
+        if not self._address:
+            raise Unavailable("it is not registered")
+        await probe.drain_worker(self._address, self._host.drain_grace_s)
+
+    async def kill(self) -> None:
+        if self._is_local:
+            await asyncio.to_thread(confirmed_kill.kill_confirmed, self.pid)
+            return
+        ray.kill(self._actor)
+        await self._gone()
+
+    async def _gone(self) -> None:
+        """Waits for the end of the process, on another machine by Ray's word."""
+        if self._is_local:
+            await confirmed_kill.ended(self.pid)
+        else:
+            await asyncio.wait({self._outcome})
+
+    async def _leave(self) -> None:
+        """It has served; its process exits, with 0 where it can."""
+        self._actor.__ray_terminate__.remote()
+        if not self._is_local:
+            return
+        try:
+            async with asyncio.timeout(_LEAVE_S):
+                await confirmed_kill.ended(self.pid)
+        except TimeoutError:
+            await self.kill()

@@ -1,0 +1,183 @@
+"""What the decode role hears and what it answers: events, orders, words to routers. Plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from baton.errors import BatonError
+from baton.types import (
+    FinishReason,
+    HandOffReport,
+    PositionLogprobs,
+    PrefillChoice,
+    SamplingParams,
+    Usage,
+)
+
+RouterId = int  # one stream between a router and this worker
+Key = tuple[RouterId, int]  # names a request: the router's stream and the number it chose
+
+
+# Events
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """`output_token_ids`: per sample, forced. `deadline_s` on this process's monotonic clock."""
+
+    key: Key
+    request_id: str
+    attempt: int
+    prompt_token_ids: Sequence[int]
+    output_token_ids: Sequence[Sequence[int]]
+    params: SamplingParams
+    eos_token_ids: Sequence[int]
+    salt: bytes
+    priority: int = 0
+    deadline_s: float | None = None
+    prefill: PrefillChoice | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Ends one sample, or where `sample_index` is None the whole request."""
+
+    key: Key
+    sample_index: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RouterLost:
+    router: RouterId
+
+
+@dataclass(frozen=True, slots=True)
+class Reroute:
+    """The router's answer to `PrefillLost`; None: prefill here."""
+
+    key: Key
+    prefill: PrefillChoice | None
+
+
+@dataclass(frozen=True, slots=True)
+class FirstToken:
+    sample_index: int
+    token_id: int
+    logprobs: PositionLogprobs | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FirstTokens:
+    """What the prefill worker drew, one token per sample."""
+
+    transfer: int
+    tokens: Sequence[FirstToken]
+    prompt_logprobs: Sequence[PositionLogprobs] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class HandOffDone:
+    """Every block of the transfer is here and verified."""
+
+    transfer: int
+    report: HandOffReport
+    instants: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class HandOffFailed:
+    """The transfer will not complete. The KV of the first `num_verified` tokens is good. `fenced`:
+    it is proved that nobody writes any more."""
+
+    transfer: int
+    error: BatonError
+    num_verified: int
+    fenced: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Fenced:
+    """It is proved that nobody writes the blocks of this transfer any more."""
+
+    transfer: int
+
+
+Event = Start | Cancel | RouterLost | Reroute | FirstTokens | HandOffDone | HandOffFailed | Fenced
+
+
+# Orders to the hand-off
+
+
+@dataclass(frozen=True, slots=True)
+class AskPrefill:
+    """Ask `prefill` to compute `token_ids` and to write the KV of its blocks from `first_block` on into
+    `destination_blocks` of this pool."""
+
+    transfer: int
+    prefill: PrefillChoice
+    request_id: str
+    attempt: int
+    token_ids: Sequence[int]
+    num_prompt_tokens: int
+    first_sample_index: int
+    params: SamplingParams
+    eos_token_ids: Sequence[int]
+    salt: bytes
+    priority: int
+    deadline_s: float | None
+    first_block: int
+    destination_blocks: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Abandon:
+    """Nobody wants this transfer any more: stop it, and say `Fenced` once that is proved."""
+
+    transfer: int
+
+
+Order = AskPrefill | Abandon
+
+
+# Commands to routers
+
+
+@dataclass(frozen=True, slots=True)
+class SampleEnded:
+    number: int
+    sample_index: int
+    reason: FinishReason
+    stop_token_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The last word on a request. `instants` are on this process's monotonic clock."""
+
+    number: int
+    error: BatonError | None
+    usage: Usage
+    instants: Mapping[str, float]
+    num_preemptions: int
+    hand_off: HandOffReport | None = None
+
+
+@dataclass(slots=True)
+class Outbox:
+    """What one step has to say to one router: columns of tokens, and what ended."""
+
+    keys: list[int] = field(default_factory=list)
+    sample_indices: list[int] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[tuple[int, PositionLogprobs]] = field(default_factory=list)  # (row, ...)
+    prompt_logprobs: list[tuple[int, Sequence[PositionLogprobs]]] = field(default_factory=list)
+    ended_samples: list[SampleEnded] = field(default_factory=list)
+    prefill_lost: list[tuple[int, BatonError]] = field(default_factory=list)
+    finished: list[Finished] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Commands:
+    orders: Sequence[Order]
+    outboxes: Mapping[RouterId, Outbox]

@@ -1,0 +1,307 @@
+"""torch.distributed point-to-point: Gloo for pools in host memory, NCCL for pools on GPUs.
+
+Each pair of ranks has a connection of its own, with a process group of its own over it:
+
+    P (rank 1 of 2)                              D (rank 0 of 2)
+    control socket ------ hello ------------->   one thread per connection
+                   <----- the group's name ---   (a number never used twice: its epoch)
+    group.send ...                               group.recv straight into the pool's blocks
+                   ------ what is written ---->  into scratch memory where the transfer is revoked
+                   <----- whether it landed --
+
+Small words go over the control socket rather than through the group: it can be waited for without a
+posted receive, its end is the peer's death, and NCCL could not carry them from host memory. Both sides
+derive the same ranges from the same plan, so that no offset crosses the wire.
+
+Of the group, any error and any timeout is its end: the connection is closed with it, and the next `connect`
+builds a new one. Gloo closes its socket when a wait times out, so that nothing lands afterwards; until then
+a posted receive may, and `revoke` says NEEDS_FENCE.
+
+The path of NCCL needs two GPUs and has not been run by us.
+"""
+
+from __future__ import annotations
+
+import hmac
+import itertools
+import logging
+import secrets
+import socket
+import threading
+from collections import Counter
+from collections.abc import Sequence
+from datetime import timedelta
+
+import torch
+from torch import Tensor
+from torch._C._distributed_c10d import Backend, TCPStore
+
+from baton.errors import Cancelled, ConfigError, IncompatiblePeer, PeerLost
+from kv_transfer import wire_format
+from kv_transfer.base import Revocation, TransferId, Write
+from kv_transfer.framing import Connection
+from kv_transfer.layout import PoolLayout, Slice, plan, pool_slices
+from kv_transfer.link import OrderedLink
+from kv_transfer.pool import Pool, source_checksums
+from kv_transfer.torch_group import Meeting, join, loss_of_peer, wait
+
+log = logging.getLogger(__name__)
+
+_DECODE, _PREFILL = 0, 1  # ranks of a group
+_HEADER = {
+    "request_id": str,
+    "attempt": int,
+    "layer": int,
+    "source_blocks": list,
+    "destination_blocks": list,
+}
+
+
+class TorchDistReceiver:
+    """Listens on `host`, an address of this machine that writers can reach."""
+
+    def __init__(self, pool: Pool, host: str, progress_timeout_s: float) -> None:
+        self._pool = pool
+        self._host = host
+        self._timeout_s = progress_timeout_s
+        self._token = secrets.token_bytes(16)
+        self._names = itertools.count(1)
+        self._lock = threading.Lock()  # guards everything below
+        self._open: dict[TransferId, frozenset[int]] = {}
+        self._num_posted: Counter[TransferId] = Counter()  # writes that are being received
+        self._connections: set[Connection] = set()
+        self._closed = False
+        try:
+            self._listener = socket.create_server((host, 0), backlog=128)
+            rendezvous = socket.create_server((host, 0), backlog=128)
+        except OSError as error:
+            raise ConfigError(f"cannot listen on {host}: {error}", field="host") from error
+        self._store_port: int = rendezvous.getsockname()[1]
+        self._store = TCPStore(
+            host,
+            self._store_port,
+            is_master=True,
+            wait_for_workers=False,
+            timeout=timedelta(seconds=progress_timeout_s),
+            master_listen_fd=rendezvous.detach(),
+        )
+        threading.Thread(target=self._accept, name="kv-accept", daemon=True).start()
+
+    def offer(self) -> bytes:
+        return wire_format.pack(
+            {
+                "host": self._host,
+                "port": self._listener.getsockname()[1],
+                "store_port": self._store_port,
+                "token": self._token,
+                "layout": wire_format.pack_layout(self._pool.layout),
+            }
+        )
+
+    def open(self, transfer: TransferId, blocks: Sequence[int]) -> None:
+        with self._lock:
+            self._open[transfer] = frozenset(blocks)
+
+    def revoke(self, transfer: TransferId) -> Revocation:
+        with self._lock:
+            self._open.pop(transfer, None)
+            posted = self._num_posted[transfer] > 0
+        return Revocation.NEEDS_FENCE if posted else Revocation.PROVEN
+
+    def close(self) -> None:
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            connections = list(self._connections)
+        self._listener.shutdown(socket.SHUT_RDWR)  # wakes accept
+        self._listener.close()
+        for connection in connections:
+            connection.shut_down()
+
+    # One thread accepts, one serves each connection
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                accepted, _ = self._listener.accept()
+            except OSError:
+                if self._closed:
+                    return
+                raise
+            connection = Connection(accepted)
+            with self._lock:
+                if self._closed:
+                    connection.close()
+                    return
+                self._connections.add(connection)
+            threading.Thread(
+                target=self._serve, args=(connection,), name="kv-receive", daemon=True
+            ).start()
+
+    def _serve(self, connection: Connection) -> None:
+        try:
+            self._receive_all(connection)
+        except (PeerLost, IncompatiblePeer) as error:
+            log.info("a writer is gone: %s", error)
+        except Exception:
+            log.exception("receiving from a writer failed")
+        finally:
+            connection.close()
+            with self._lock:
+                self._connections.discard(connection)
+
+    def _receive_all(self, connection: Connection) -> None:
+        hello = connection.receive(self._timeout_s, token=bytes, layout=dict)
+        if not hmac.compare_digest(hello["token"], self._token):
+            raise IncompatiblePeer("is not that of our offer", field="token")
+        source = wire_format.unpack_layout(hello["layout"])
+        slices = plan(source, self._pool.layout)
+        name = f"pair/{next(self._names)}"
+        connection.send({"group": name}, self._timeout_s)
+        group = join(
+            Meeting(self._host, self._store_port, name),
+            _DECODE,
+            self._host,
+            self._pool,
+            self._timeout_s,
+        )
+        writer = _Writer(source, slices, group)
+        while True:
+            header = connection.receive(None, **_HEADER)
+            transfer = TransferId(header["request_id"], header["attempt"])
+            write = Write(header["layer"], header["source_blocks"], header["destination_blocks"])
+            landed = self._receive(transfer, write, writer)
+            connection.send({"landed": landed}, self._timeout_s)
+
+    def _receive(self, transfer: TransferId, write: Write, writer: _Writer) -> bool:
+        """Receives one write. False where it went into scratch memory: the transfer is not open."""
+        with self._lock:
+            blocks = self._open.get(transfer)
+            if not 0 <= write.layer < self._pool.layout.num_layers:
+                raise IncompatiblePeer(f"is {write.layer}", field="layer")
+            if blocks is not None and not blocks.issuperset(write.destination_blocks):
+                raise IncompatiblePeer("are not the transfer's", field="destination_blocks")
+            self._num_posted[transfer] += blocks is not None
+        try:
+            writer.receive(write, self._pool, self._timeout_s, landing=blocks is not None)
+        finally:
+            with self._lock:
+                self._num_posted[transfer] -= blocks is not None
+                if not self._num_posted[transfer]:
+                    del self._num_posted[transfer]
+        return blocks is not None
+
+
+class _Writer:
+    """A connected prefill rank, on its thread of the receiver."""
+
+    def __init__(self, layout: PoolLayout, slices: Sequence[Slice], group: Backend) -> None:
+        self._layout = layout
+        self._slices = slices
+        self._group = group
+        self._scratch: Tensor | None = None
+
+    def receive(self, write: Write, pool: Pool, timeout_s: float, *, landing: bool) -> None:
+        targets: list[Tensor] = []
+        for part in _ranges(self._layout, pool.layout, write, self._slices):
+            if landing:
+                targets.append(pool.memory[part.destination : part.destination + part.size_bytes])
+            else:
+                targets.append(self._scratch_of(part.size_bytes, pool.memory.device))
+        with loss_of_peer():
+            works = [self._group.recv([target], _PREFILL, 0) for target in targets]
+            wait(works, timeout_s, pool.memory.device)
+
+    def _scratch_of(self, size_bytes: int, device: torch.device) -> Tensor:
+        """What lands here is dropped, so one piece of memory serves all."""
+        if self._scratch is None or self._scratch.numel() < size_bytes:
+            self._scratch = torch.empty(size_bytes, dtype=torch.uint8, device=device)
+        return self._scratch[:size_bytes]
+
+
+class TorchDistSender:
+    """Writes from `pool` into pools that it is connected to."""
+
+    def __init__(self, pool: Pool, progress_timeout_s: float, *, checksums: bool = True) -> None:
+        self.pool = pool
+        self.timeout_s = progress_timeout_s
+        self.checksums = checksums
+
+    def connect(self, offer: bytes) -> OrderedLink:
+        fields = wire_format.unpack(
+            offer, host=str, port=int, store_port=int, token=bytes, layout=dict
+        )
+        host, port = fields["host"], fields["port"]
+        destination = wire_format.unpack_layout(fields["layout"])
+        slices = plan(self.pool.layout, destination)
+        connection = Connection.connect(host, port, self.timeout_s)
+        try:
+            layout = wire_format.pack_layout(self.pool.layout)
+            connection.send({"token": fields["token"], "layout": layout}, self.timeout_s)
+            name = connection.receive(self.timeout_s, group=str)["group"]
+            meeting = Meeting(host, fields["store_port"], name)
+            group = join(
+                meeting, _PREFILL, connection.local_host, self.pool.memory.device, self.timeout_s
+            )
+        except BaseException:
+            connection.close()
+            raise
+        wire = _GroupWire(self, destination, slices, connection, group)
+        return OrderedLink(wire, f"{host}:{port}")
+
+
+class _GroupWire:
+    """A connected decode rank, on its link's thread."""
+
+    def __init__(
+        self,
+        sender: TorchDistSender,
+        destination: PoolLayout,
+        slices: Sequence[Slice],
+        connection: Connection,
+        group: Backend,
+    ) -> None:
+        self.piece_bytes = destination.piece_bytes
+        self._sender = sender
+        self._destination = destination
+        self._slices = slices
+        self._connection = connection
+        self._group = group
+
+    def put(self, transfer: TransferId, write: Write) -> list[int]:
+        pool, timeout_s = self._sender.pool, self._sender.timeout_s
+        header = {
+            "request_id": transfer.request_id,
+            "attempt": transfer.attempt,
+            "layer": write.layer,
+            "source_blocks": list(write.source_blocks),
+            "destination_blocks": list(write.destination_blocks),
+        }
+        self._connection.send(header, timeout_s)
+        ranges = _ranges(pool.layout, self._destination, write, self._slices)
+        sources = [pool.memory[part.source : part.source + part.size_bytes] for part in ranges]
+        with loss_of_peer():
+            works = [self._group.send([source], _DECODE, 0) for source in sources]
+            sums = self._checksums(write)  # while the bytes are on their way
+            wait(works, timeout_s, pool.memory.device)
+        if not self._connection.receive(timeout_s, landed=bool)["landed"]:
+            raise Cancelled("the receiver has revoked the transfer")
+        return sums
+
+    def close(self) -> None:
+        self._connection.close()
+        del self._group  # closes its socket
+
+    def _checksums(self, write: Write) -> list[int]:
+        if not self._sender.checksums:
+            return [0] * len(write.source_blocks)
+        return source_checksums(self._sender.pool, self._destination, self._slices, write)
+
+
+def _ranges(
+    source: PoolLayout, destination: PoolLayout, write: Write, slices: Sequence[Slice]
+) -> list[Slice]:
+    """The same on both sides, in the same order: what matches sends with receives."""
+    blocks = zip(write.source_blocks, write.destination_blocks, strict=True)
+    return list(pool_slices(source, destination, write.layer, blocks, slices))

@@ -1,0 +1,153 @@
+"""What the prefill role hears and what it answers: events, orders, words to readers. Plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from baton.errors import BatonError
+from baton.types import PositionLogprobs, SamplingParams
+from engine.batch import Drawn
+
+ReaderId = int  # one stream of a decode worker
+Key = tuple[ReaderId, int]  # the reader, and its number for the transfer
+
+
+# Events
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Compute `token_ids` and write the KV of logical blocks first_block, first_block + 1, ... into
+    `destination_blocks` of the reader's pool. `sample`: draw the token that follows, per sample."""
+
+    key: Key
+    request_id: str
+    token_ids: Sequence[int]
+    num_prompt_tokens: int
+    first_sample_index: int
+    params: SamplingParams
+    eos_token_ids: Sequence[int]
+    salt: bytes
+    first_block: int
+    destination_blocks: Sequence[int]
+    sample: bool = True
+    priority: int = 0
+    deadline_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    key: Key
+
+
+@dataclass(frozen=True, slots=True)
+class Confirm:
+    """The reader has verified all its blocks."""
+
+    key: Key
+
+
+@dataclass(frozen=True, slots=True)
+class Resend:
+    """These logical blocks arrived wrong at the reader."""
+
+    key: Key
+    logical: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class ReaderLost:
+    reader: ReaderId
+
+
+@dataclass(frozen=True, slots=True)
+class WriteFailed:
+    key: Key
+    error: BatonError
+
+
+@dataclass(frozen=True, slots=True)
+class FenceDone:
+    """Nothing is read from or written for this transfer any more."""
+
+    key: Key
+
+
+Event = Ask | Cancel | Confirm | Resend | ReaderLost | WriteFailed | FenceDone
+
+
+# Orders to the hand-off
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """Logical blocks of this transfer will be written into `destination_blocks`, no others."""
+
+    key: Key
+    request_id: str
+    destination_blocks: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class WriteCached:
+    """These blocks were cached: every layer of them can leave at once."""
+
+    key: Key
+    writes: BlockWrites
+
+
+@dataclass(frozen=True, slots=True)
+class Fence:
+    """Stop everything of this transfer; `FenceDone` once that is certain."""
+
+    key: Key
+
+
+Order = Open | WriteCached | Fence
+
+
+@dataclass(frozen=True, slots=True)
+class BlockWrites:
+    """`sources[i]` of this pool is logical block `logical[i]` and goes to `destinations[i]`."""
+
+    logical: Sequence[int]
+    sources: Sequence[int]
+    destinations: Sequence[int]
+
+
+# Words to readers
+
+
+@dataclass(frozen=True, slots=True)
+class PromptDone:
+    """The prompt is computed; `drawn` in the order of samples."""
+
+    number: int
+    drawn: Sequence[tuple[int, Drawn]]  # (sample index, ...)
+    prompt_logprobs: Sequence[PositionLogprobs]
+    num_cached_tokens: int
+    started_s: float
+    ended_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Fenced:
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """Nothing will be written for it any more, and it was not completed."""
+
+    number: int
+    error: BatonError
+
+
+Word = PromptDone | Fenced | Failed
+
+
+@dataclass(frozen=True, slots=True)
+class Commands:
+    orders: Sequence[Order]
+    words: Mapping[ReaderId, Sequence[Word]]

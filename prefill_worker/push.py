@@ -1,0 +1,160 @@
+"""Moves a prefill worker's blocks to its readers: the orders of the role, performed.
+
+    engine's thread   Open, WriteCached, then per layer what the step completes -> link.write
+    link's thread     a write is done: checksums are summed up; a block with all its layers is announced
+    fence thread      waits until a link has let a transfer go, then tells the role
+
+Knows links and blocks; neither samples nor gRPC.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+
+from baton.errors import BatonError, Cancelled, Internal
+from kv_transfer.base import Link, TransferId, Write
+from kv_transfer.checksum import MODULUS
+from prefill_worker.messages import (
+    BlockWrites,
+    Event,
+    Fence,
+    FenceDone,
+    Key,
+    Open,
+    Order,
+    ReaderId,
+    WriteCached,
+    WriteFailed,
+)
+
+log = logging.getLogger(__name__)
+
+Announce = Callable[[Key, int, int], None]  # key, logical block, checksum
+
+
+@dataclass(slots=True)
+class _Transfer:
+    """`sums` and `num_layers_left` by logical block; guarded by the pusher's lock."""
+
+    id: TransferId
+    link: Link
+    sums: dict[int, int] = field(default_factory=dict)
+    num_layers_left: dict[int, int] = field(default_factory=dict)
+    num_bytes: int = 0
+
+
+class Pusher:
+    """`announce` is called on a link's thread for every block that lies in the reader's pool whole."""
+
+    def __init__(self, num_layers: int, post: Callable[[Event], None], announce: Announce) -> None:
+        self._num_layers = num_layers
+        self._post = post
+        self._announce = announce
+        self._lock = threading.Lock()
+        self._links: dict[ReaderId, Link] = {}
+        self._transfers: dict[Key, _Transfer] = {}
+        self._step: Sequence[tuple[Key, BlockWrites]] = ()
+        self._fences = ThreadPoolExecutor(thread_name_prefix="fence")
+
+    def add_reader(self, reader: ReaderId, link: Link) -> None:
+        self._links[reader] = link
+
+    def remove_reader(self, reader: ReaderId) -> None:
+        """Its stream ended; its link ends once what it had asked for is fenced."""
+        link = self._links.pop(reader, None)
+        if link is not None:
+            self._fences.submit(link.close)
+
+    def close(self) -> None:
+        for link in self._links.values():
+            link.close()
+        self._fences.shutdown()
+
+    # On the engine's thread
+
+    def perform(self, orders: Sequence[Order]) -> None:
+        for order in orders:
+            match order:
+                case Open():
+                    self._open(order)
+                case WriteCached(key, writes):
+                    for layer in range(self._num_layers):
+                        self._write(key, writes, layer)
+                case Fence(key):
+                    self._fences.submit(self._fence, key)
+
+    def begin_step(self, writes: Sequence[tuple[Key, BlockWrites]]) -> None:
+        """What each layer of the step that follows completes."""
+        self._step = writes
+
+    def layer_written(self, layer: int) -> None:
+        """All KV of `layer` of this step lies in this worker's blocks."""
+        for key, writes in self._step:
+            self._write(key, writes, layer)
+
+    def _open(self, order: Open) -> None:
+        link = self._links.get(order.key[0])
+        if link is None:
+            self._post(WriteFailed(order.key, Cancelled("the reader is gone")))
+            return
+        transfer = _Transfer(TransferId(order.request_id, order.key[1]), link)
+        try:
+            link.open(transfer.id, order.destination_blocks)
+        except BatonError as error:
+            self._post(WriteFailed(order.key, error))
+            return
+        with self._lock:
+            self._transfers[order.key] = transfer
+
+    def _write(self, key: Key, writes: BlockWrites, layer: int) -> None:
+        with self._lock:
+            transfer = self._transfers.get(key)
+            if transfer is None:
+                return
+            for logical in writes.logical:
+                transfer.num_layers_left.setdefault(logical, self._num_layers)
+        future = transfer.link.write(transfer.id, Write(layer, writes.sources, writes.destinations))
+        future.add_done_callback(partial(self._written, key, writes))
+
+    # On the link's thread
+
+    def _written(self, key: Key, writes: BlockWrites, future: Future[Sequence[int]]) -> None:
+        if future.cancelled():
+            return
+        error = future.exception()
+        if error is not None:
+            if not isinstance(error, Cancelled):  # fenced on purpose: whoever asked knows
+                known = error if isinstance(error, BatonError) else Internal(repr(error))
+                self._post(WriteFailed(key, known))
+            return
+        complete: list[tuple[int, int]] = []
+        with self._lock:
+            transfer = self._transfers.get(key)
+            if transfer is None:
+                return
+            for logical, part in zip(writes.logical, future.result(), strict=True):
+                total = (transfer.sums.get(logical, 0) + part) % MODULUS
+                transfer.sums[logical] = total
+                transfer.num_layers_left[logical] -= 1
+                if transfer.num_layers_left[logical] == 0:
+                    complete.append((logical, total))
+                    del (
+                        transfer.num_layers_left[logical],
+                        transfer.sums[logical],
+                    )  # may be sent again
+        for logical, total in complete:
+            self._announce(key, logical, total)
+
+    # On the fence thread
+
+    def _fence(self, key: Key) -> None:
+        with self._lock:
+            transfer = self._transfers.pop(key, None)
+        if transfer is not None:
+            transfer.link.fence(transfer.id)
+        self._post(FenceDone(key))

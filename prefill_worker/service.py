@@ -1,0 +1,188 @@
+"""baton.v1.Prefill on the wire: streams of decode workers in, the role's events; its words, streams out."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from itertools import count
+from typing import Any
+
+import grpc
+
+from baton import convert
+from baton.errors import IncompatiblePeer, InvalidArgument
+from baton.types import WorkerInfo
+from baton.v1 import prefill_pb2, prefill_pb2_grpc
+from kv_transfer import choose
+from prefill_worker.messages import (
+    Ask,
+    Cancel,
+    Confirm,
+    Event,
+    Failed,
+    Fenced,
+    Key,
+    PromptDone,
+    ReaderId,
+    ReaderLost,
+    Resend,
+    Word,
+)
+from prefill_worker.push import Pusher
+
+Outgoing = asyncio.Queue[prefill_pb2.PrefillEvent | None]
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class PrefillService(prefill_pb2_grpc.PrefillServicer):
+    """One stream per decode worker, with a link of its own to that worker's pool. `post`, `pusher` and
+    `info` are set before the server starts."""
+
+    post: Callable[[Event], None]
+    pusher: Pusher
+    info: Callable[[], WorkerInfo]
+
+    def __init__(self, senders: choose.Senders) -> None:
+        self._senders = senders
+        self._reader_ids = count(1)
+        self._outgoing: dict[ReaderId, Outgoing] = {}
+        self._names: dict[Key, str] = {}  # request ids, for the words that name them
+        self._loop = asyncio.get_running_loop()
+
+    async def Prefill(
+        self, request_iterator: AsyncIterator[prefill_pb2.PrefillCommand], context: Context
+    ) -> AsyncIterator[prefill_pb2.PrefillEvent]:
+        reader = next(self._reader_ids)
+        outgoing: Outgoing = asyncio.Queue()
+        reading = asyncio.create_task(self._read(reader, request_iterator, outgoing))
+        try:
+            while (event := await outgoing.get()) is not None:
+                yield event
+            await reading  # raises what ended it
+        finally:
+            reading.cancel()
+            self._outgoing.pop(reader, None)
+            self.post(ReaderLost(reader))
+            self.pusher.remove_reader(reader)
+            self._names = {key: name for key, name in self._names.items() if key[0] != reader}
+
+    def send(self, words: Mapping[ReaderId, Sequence[Word]]) -> None:
+        """Sends what a step produced. On the event loop."""
+        for reader, each in words.items():
+            if outgoing := self._outgoing.get(reader):
+                for word in each:
+                    for event in self._events((reader, word.number), word):
+                        outgoing.put_nowait(event)
+
+    def announce(self, key: Key, logical: int, checksum: int) -> None:
+        """A block lies in the reader's pool. Any thread."""
+        self._loop.call_soon_threadsafe(self._announce, key, logical, checksum)
+
+    def _announce(self, key: Key, logical: int, checksum: int) -> None:
+        if outgoing := self._outgoing.get(key[0]):
+            sent = prefill_pb2.BlocksSent(
+                **self._named(key), first_block=logical, checksums=[checksum]
+            )
+            outgoing.put_nowait(prefill_pb2.PrefillEvent(blocks_sent=sent))
+
+    async def _read(
+        self,
+        reader: ReaderId,
+        commands: AsyncIterator[prefill_pb2.PrefillCommand],
+        outgoing: Outgoing,
+    ) -> None:
+        try:
+            async for command in commands:
+                match command.WhichOneof("command"):
+                    case "hello":
+                        outgoing.put_nowait(await self._welcome(reader, command.hello))
+                        self._outgoing[reader] = outgoing
+                    case "start":
+                        self._names[reader, command.start.attempt] = command.start.request_id
+                        self.post(_ask(reader, command.start))
+                    case "cancel":
+                        self.post(Cancel((reader, command.cancel.attempt)))
+                    case "confirm":
+                        self.post(Confirm((reader, command.confirm.attempt)))
+                    case "resend":
+                        resend = command.resend
+                        self.post(Resend((reader, resend.attempt), list(resend.logical_blocks)))
+                    case kind:
+                        raise InvalidArgument(f"{kind!r} is not expected here", field="command")
+        finally:
+            outgoing.put_nowait(None)
+
+    async def _welcome(
+        self, reader: ReaderId, hello: prefill_pb2.PrefillHello
+    ) -> prefill_pb2.PrefillEvent:
+        """Refuses a peer of another model; opens the best link that both sides offer."""
+        info = self.info()
+        if hello.fingerprint.identity != info.fingerprint.identity:
+            raise IncompatiblePeer("serves other weights", field="fingerprint.identity")
+        transport, link = await asyncio.to_thread(self._senders.connect, hello.endpoints[0])
+        self.pusher.add_reader(reader, link)
+        welcome = prefill_pb2.PrefillWelcome(
+            info=convert.worker_info_to_proto(info),
+            transport=transport,
+            endpoints=[choose.pack_process()],
+        )
+        return prefill_pb2.PrefillEvent(welcome=welcome)
+
+    def _events(self, key: Key, word: Word) -> list[prefill_pb2.PrefillEvent]:
+        named = self._named(key)
+        match word:
+            case PromptDone():
+                first = prefill_pb2.FirstTokens(
+                    **named,
+                    tokens=[
+                        prefill_pb2.FirstToken(
+                            sample_index=index,
+                            token_id=drawn.token_id,
+                            logprobs=convert.logprobs_to_proto(drawn.logprobs)
+                            if drawn.logprobs
+                            else None,
+                        )
+                        for index, drawn in word.drawn
+                    ],
+                    prompt_logprobs=[convert.logprobs_to_proto(p) for p in word.prompt_logprobs],
+                )
+                done = prefill_pb2.PrefillDone(
+                    **named,
+                    num_cached_tokens=word.num_cached_tokens,
+                    prefill_started_s=word.started_s,
+                    prefill_ended_s=word.ended_s,
+                )
+                return [
+                    prefill_pb2.PrefillEvent(first_tokens=first),
+                    prefill_pb2.PrefillEvent(done=done),
+                ]
+            case Fenced():
+                fenced = prefill_pb2.PrefillEvent(fenced=prefill_pb2.Fenced(**named))
+                self._names.pop(key, None)
+                return [fenced]
+            case Failed(_, error):
+                self._names.pop(key, None)
+                failed = prefill_pb2.PrefillFailed(**named, error=convert.error_to_proto(error))
+                return [prefill_pb2.PrefillEvent(failed=failed)]
+
+    def _named(self, key: Key) -> dict[str, Any]:
+        return {"request_id": self._names.get(key, ""), "attempt": key[1]}
+
+
+def _ask(reader: ReaderId, message: prefill_pb2.PrefillStart) -> Ask:
+    return Ask(
+        key=(reader, message.attempt),
+        request_id=message.request_id,
+        token_ids=list(message.token_ids),
+        num_prompt_tokens=message.num_prompt_tokens,
+        first_sample_index=message.sample_index,
+        params=convert.sampling_from_proto(message.sampling),
+        eos_token_ids=list(message.eos_token_ids),
+        salt=message.salt,
+        first_block=message.first_block,
+        destination_blocks=list(message.destination_blocks),
+        sample=message.sample,
+        priority=message.priority,
+        deadline_s=time.monotonic() + message.timeout_s if message.timeout_s else None,
+    )

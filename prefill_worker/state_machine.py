@@ -1,0 +1,307 @@
+"""The life of every request on a prefill worker: typed events in, commands out. Pure.
+
+    Ask --> waiting --> computing --> held --Confirm------------------> gone
+               |            |           |---hold ran out--> fencing --> gone
+               +------------+-----------+---Cancel, its reader left, a write failed, its deadline
+                                                        --> fencing --> gone
+
+    waiting    for memory and a turn
+    computing  chunk by chunk; each layer's complete blocks leave while the next layer is computed
+    held       computed; its blocks stay until the reader has verified its copies
+    fencing    unwanted; its blocks stay until it is certain that nobody reads or writes for it any more
+
+A request is named by its reader (a stream of a decode worker) and that reader's number for the transfer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+
+from baton.errors import BatonError, DeadlineExceeded, Draining, InvalidArgument, Unavailable
+from baton.types import PositionLogprobs, Role
+from engine.batch import StepOutput, StepPlan
+from engine.block_manager import BlockManager
+from engine.sample import Sample
+from engine.step_time import StepTimeModel
+from prefill_worker.messages import (
+    Ask,
+    BlockWrites,
+    Cancel,
+    Commands,
+    Confirm,
+    Event,
+    Failed,
+    Fence,
+    Fenced,
+    FenceDone,
+    Key,
+    Open,
+    Order,
+    PromptDone,
+    ReaderId,
+    ReaderLost,
+    Resend,
+    Word,
+    WriteCached,
+    WriteFailed,
+)
+from prefill_worker.scheduler import PrefillScheduler
+
+
+@dataclass(slots=True, eq=False)
+class _Request:
+    ask: Ask
+    sample: Sample
+    drawing: list[Sample]
+    started_s: float | None = None
+    held_until_s: float | None = None
+    num_sent_blocks: int = 0  # logical blocks below this have left, or were never asked for
+    prompt_logprobs: list[PositionLogprobs] = field(default_factory=list)
+    fencing: BatonError | None = None  # why; the reader hears it once the fence is done
+    fence_asked: bool = False
+
+
+class PrefillRequests:
+    """All requests of one pool. `step_writes` says what each layer of the planned step completes."""
+
+    def __init__(self, scheduler: PrefillScheduler, block_hold_s: float) -> None:
+        self.scheduler = scheduler
+        self.step_writes: list[tuple[Key, BlockWrites]] = []
+        self._block_hold_s = block_hold_s
+        self._requests: dict[Key, _Request] = {}
+        self._request_of: dict[int, _Request] = {}  # by handle of the computed sample
+        self._handles = count(1)
+        self._words: dict[ReaderId, list[Word]] = {}
+        self._orders: list[Order] = []
+        self._draining = False
+
+    # The role's accounts, as its Host reads them
+
+    @property
+    def name(self) -> Role:
+        return Role.PREFILL
+
+    @property
+    def blocks(self) -> BlockManager:
+        return self.scheduler.blocks
+
+    @property
+    def step_time(self) -> StepTimeModel:
+        return self.scheduler.step_time
+
+    @property
+    def num_requests(self) -> int:
+        return len(self._requests)
+
+    @property
+    def num_running(self) -> int:
+        return self.scheduler.num_running
+
+    @property
+    def num_waiting(self) -> int:
+        return self.scheduler.num_waiting
+
+    @property
+    def num_waiting_tokens(self) -> int:
+        return self.scheduler.num_waiting_tokens
+
+    def check_integrity(self) -> None:
+        self.scheduler.check_integrity()
+
+    def start_draining(self) -> None:
+        """From now on every Ask is refused."""
+        self._draining = True
+
+    @property
+    def next_deadline_s(self) -> float | None:
+        times = [r.held_until_s for r in self._requests.values() if r.held_until_s is not None]
+        times += [r.ask.deadline_s for r in self._requests.values() if r.ask.deadline_s is not None]
+        return min(times, default=None)
+
+    def take_commands(self) -> Commands:
+        """What is to be done and said since the last call, each in order."""
+        commands = Commands(self._orders, self._words)
+        self._orders, self._words = [], {}
+        return commands
+
+    # Events
+
+    def handle(self, event: Event, now_s: float) -> None:
+        if isinstance(event, Ask):
+            self._ask(event, now_s)
+            return
+        if isinstance(event, ReaderLost):
+            for request in [r for key, r in self._requests.items() if key[0] == event.reader]:
+                self._fence(request, Unavailable("the decode worker's stream ended"))
+            return
+        known = self._requests.get(event.key)
+        if known is None:
+            if isinstance(event, Cancel):  # gone already: that is all the reader wants to know
+                self._say(event.key, Fenced(event.key[1]))
+            return
+        match event:
+            case Cancel() | Confirm():
+                self._fence(known, None)
+            case Resend(_, logical):
+                self._resend(known, logical)
+            case WriteFailed(_, error):
+                self._fence(known, error)
+            case FenceDone():
+                self._forget(known)
+
+    def fail_all(self, error: BatonError, now_s: float) -> None:
+        for request in list(self._requests.values()):
+            self._fence(request, error)
+
+    # Steps
+
+    def schedule(self, now_s: float) -> StepPlan | None:
+        """The next step; beside it, what of it leaves layer by layer (`step_writes`)."""
+        self._expire(now_s)
+        plan = self.scheduler.schedule(now_s)
+        self.step_writes = []
+        for sample, piece in zip(self.scheduler.planned, plan.slices if plan else (), strict=True):
+            request = self._request_of[sample.handle]
+            if request.started_s is None:
+                request.started_s = now_s
+                self._send_cached(request)
+            num_ready = piece.end // self.blocks.block_size
+            if piece.end == len(sample.token_ids):
+                num_ready = len(sample.block_table)  # the last block leaves partly filled
+            if writes := self._take_writes(request, num_ready):
+                self.step_writes.append((request.ask.key, writes))
+        return plan
+
+    def update(self, plan: StepPlan, output: StepOutput, now_s: float) -> None:
+        step = self.scheduler.update(plan, output)
+        for sample, logprobs in step.prompt_logprobs:
+            self._request_of[sample.handle].prompt_logprobs += logprobs
+        for sample, drawn in step.drawn:
+            request = self._request_of[sample.handle]
+            request.held_until_s = now_s + self._block_hold_s
+            index_of = {each.handle: each.sample_index for each in request.drawing}
+            assert request.started_s is not None
+            self._say(
+                request.ask.key,
+                PromptDone(
+                    request.ask.key[1],
+                    [(index_of[each.handle], each) for each in drawn],
+                    request.prompt_logprobs,
+                    sample.num_cached_tokens,
+                    request.started_s,
+                    now_s,
+                ),
+            )
+        for handle, error in output.failed:
+            for request in [r for r in self._requests.values() if _draws(r, handle)]:
+                self._fence(request, error)
+
+    # Transitions
+
+    def _ask(self, ask: Ask, now_s: float) -> None:
+        if error := self._refusal(ask):
+            self._say(ask.key, Failed(ask.key[1], error))
+            return
+        drawing = [self._sample(ask, index, now_s) for index in self._indices(ask)]
+        request = _Request(ask, self._sample(ask, ask.first_sample_index, now_s), drawing)
+        request.num_sent_blocks = ask.first_block
+        self._requests[ask.key] = self._request_of[request.sample.handle] = request
+        self._orders.append(Open(ask.key, ask.request_id, ask.destination_blocks))
+        self.scheduler.add(request.sample, drawing)
+
+    def _refusal(self, ask: Ask) -> BatonError | None:
+        num_blocks = -(-len(ask.token_ids) // self.blocks.block_size)
+        if self._draining:
+            return Draining("the worker is leaving")
+        if ask.key in self._requests:
+            return InvalidArgument("is in use on this stream", field="transfer")
+        if not self.scheduler.fits(len(ask.token_ids)):
+            return InvalidArgument(
+                f"{len(ask.token_ids)} tokens do not fit this pool", field="token_ids"
+            )
+        if ask.first_block + len(ask.destination_blocks) != num_blocks:
+            return InvalidArgument(
+                f"the prompt has {num_blocks} blocks, from {ask.first_block} on "
+                f"{len(ask.destination_blocks)} are given",
+                field="destination_blocks",
+            )
+        return None
+
+    def _indices(self, ask: Ask) -> Iterator[int]:
+        """The samples that draw: all of a fresh prompt, the one that goes on of a continuation."""
+        if not ask.sample:
+            return iter(())
+        if len(ask.token_ids) > ask.num_prompt_tokens:
+            return iter((ask.first_sample_index,))
+        return iter(range(ask.first_sample_index, ask.params.n))
+
+    def _sample(self, ask: Ask, index: int, now_s: float) -> Sample:
+        return Sample(
+            handle=next(self._handles),
+            sample_index=index,
+            params=ask.params,
+            token_ids=list(ask.token_ids),
+            num_prompt_tokens=ask.num_prompt_tokens,
+            eos_token_ids=frozenset(ask.eos_token_ids),
+            salt=ask.salt,
+            priority=ask.priority,
+            arrival_s=now_s,
+        )
+
+    def _send_cached(self, request: _Request) -> None:
+        if writes := self._take_writes(request, request.sample.num_published):
+            self._orders.append(WriteCached(request.ask.key, writes))
+
+    def _take_writes(self, request: _Request, num_ready: int) -> BlockWrites | None:
+        """The logical blocks below `num_ready` that have not left yet; they count as sent from here on."""
+        first, ask = request.num_sent_blocks, request.ask
+        if num_ready <= first:
+            return None
+        request.num_sent_blocks = num_ready
+        return BlockWrites(
+            range(first, num_ready),
+            request.sample.block_table[first:num_ready],
+            ask.destination_blocks[first - ask.first_block : num_ready - ask.first_block],
+        )
+
+    def _resend(self, request: _Request, logical: Sequence[int]) -> None:
+        ask = request.ask
+        sent = [index for index in logical if ask.first_block <= index < request.num_sent_blocks]
+        if not request.fence_asked and sent:
+            sources = [request.sample.block_table[index] for index in sent]
+            destinations = [ask.destination_blocks[index - ask.first_block] for index in sent]
+            self._orders.append(WriteCached(ask.key, BlockWrites(sent, sources, destinations)))
+
+    def _expire(self, now_s: float) -> None:
+        for request in list(self._requests.values()):
+            deadline_s, held_until_s = request.ask.deadline_s, request.held_until_s
+            if held_until_s is not None and now_s >= held_until_s:
+                self._fence(request, Unavailable("nobody confirmed its blocks in time"))
+            elif deadline_s is not None and now_s >= deadline_s:
+                self._fence(request, DeadlineExceeded("the deadline passed in prefill"))
+
+    def _fence(self, request: _Request, error: BatonError | None) -> None:
+        """Its turn to compute ends at once; its blocks follow when the fence is done."""
+        if request.fence_asked:
+            return
+        request.fence_asked = True
+        request.fencing = error
+        request.held_until_s = None
+        self.scheduler.stop(request.sample)
+        self._orders.append(Fence(request.ask.key))
+
+    def _forget(self, request: _Request) -> None:
+        key = request.ask.key
+        del self._requests[key], self._request_of[request.sample.handle]
+        self.scheduler.release(request.sample)
+        error = request.fencing
+        self._say(key, Failed(key[1], error) if error else Fenced(key[1]))
+
+    def _say(self, key: Key, word: Word) -> None:
+        self._words.setdefault(key[0], []).append(word)
+
+
+def _draws(request: _Request, handle: int) -> bool:
+    return any(sample.handle == handle for sample in request.drawing)
