@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from cli import logs
 
+if TYPE_CHECKING:
+    from worker.engine import LoadedEngine
+
 
 @click.command()
 @click.option(
-    "--config", type=click.Path(path_type=Path, exists=True), help="TOML, section [decode]."
+    "--role", type=click.Choice(["decode", "prefill"]), default="decode", show_default=True
+)
+@click.option(
+    "--config", type=click.Path(path_type=Path, exists=True), help="TOML; the section is the role."
 )
 @click.option("--model", help="Checkpoint folder, or with --load-format dummy a shape's name.")
 @click.option("--model-name", help="Name that clients ask for (default: the folder's).")
@@ -28,29 +35,50 @@ from cli import logs
 @click.option("--kv-cache-bytes", type=int, help="Memory for KV blocks (default 1 GiB).")
 @click.option("--max-model-len", type=int, help="Longest request (default: the model's own).")
 @click.option("--num-threads", type=int, help="Threads of the engine (default: torch's choice).")
-@click.option("--max-running", type=int, help="Samples decoded at a time (default 64).")
+@click.option(
+    "--max-running", type=int, help="Samples decoded at a time (default 64; decode only)."
+)
 @click.option("--max-step-s", type=float, help="Longest engine step in seconds (default 0.25).")
 @click.option("--max-chunk-tokens", type=int, help="Prompt tokens in a step at most (default 512).")
 @click.option("--worker-id", help="Name in the cluster (default: role and process).")
 @click.option("--host", help="Address to listen on (default 127.0.0.1).")
 @click.option("--port", type=int, help="Port to listen on (default: any free one).")
+@click.option("--cores", help="CPU cores to use, as 0,1 (default: all).")
+@click.option("--transport", "transports", multiple=True, help="shm or torch_dist; repeatable.")
 @click.option("--router", "routers", multiple=True, help="host:port of a router; repeatable.")
 @click.option("--log-level", default="info", show_default=True)
-def worker(config: Path | None, log_level: str, **flags: Any) -> None:
+def worker(role: str, config: Path | None, log_level: str, **flags: Any) -> None:
     """Run a worker and register it with its routers."""
-    logs.configure("worker", log_level)
+    logs.configure(role, log_level)
+    if flags["cores"]:
+        flags["cores"] = tuple(int(core) for core in flags["cores"].split(","))
+        os.sched_setaffinity(0, flags["cores"])
     if flags["num_threads"]:  # before torch makes its thread pool
         os.environ["OMP_NUM_THREADS"] = str(flags["num_threads"])
-    from baton.config import load
     from cli.progress import loading_bar
-    from decode_worker import process
-    from decode_worker.config import DecodeConfig
     from worker.engine import LoadedEngine
 
-    settings = load(DecodeConfig, toml=config, section="decode", flags=_nested(flags))
+    settings, run = _role(role, config, flags)
     with loading_bar(str(settings.host.engine.model)) as progress:
         engine = LoadedEngine.load(settings.host.engine, progress)
-    asyncio.run(process.run(settings, engine))
+    asyncio.run(run(settings, engine))
+
+
+def _role(
+    role: str, config: Path | None, flags: dict[str, Any]
+) -> tuple[Any, Callable[[Any, LoadedEngine], Coroutine[Any, Any, None]]]:
+    """The role's configuration and its process."""
+    from baton.config import load
+
+    if role == "prefill":
+        from prefill_worker.config import PrefillConfig
+        from prefill_worker.process import run as run_prefill
+
+        return load(PrefillConfig, toml=config, section=role, flags=_nested(flags)), run_prefill
+    from decode_worker.config import DecodeConfig
+    from decode_worker.process import run as run_decode
+
+    return load(DecodeConfig, toml=config, section=role, flags=_nested(flags)), run_decode
 
 
 _ENGINE = (
@@ -66,7 +94,7 @@ _ENGINE = (
     "max_model_len",
     "num_threads",
 )
-_HOST = ("model_name", "worker_id", "host", "port", "routers")
+_HOST = ("model_name", "worker_id", "host", "port", "routers", "cores", "transports")
 
 
 def _nested(flags: dict[str, Any]) -> dict[str, object]:

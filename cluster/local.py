@@ -22,7 +22,8 @@ _POLL_S = 0.05
 
 @dataclass(slots=True)
 class LocalCluster:
-    """One router and `num_workers` workers of one model; a context manager.
+    """One router, `num_workers` decode workers and `num_prefill_workers` prefill workers of one model; a
+    context manager.
 
     `worker_flags` and `router_flags` are the options of `baton worker` and `baton router` by name. With
     `quiet` the processes log to files in `folder`, otherwise to this process's stderr as well.
@@ -30,6 +31,7 @@ class LocalCluster:
 
     model: str
     num_workers: int = 1
+    num_prefill_workers: int = 0
     worker_flags: Flags = field(default_factory=dict)
     router_flags: Flags = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -59,6 +61,8 @@ class LocalCluster:
             self.router = self._start("router", "router", self._router_arguments())
             for _ in range(self.num_workers):
                 self.add_worker()
+            for _ in range(self.num_prefill_workers):
+                self.add_worker(role="prefill", worker_id=f"prefill-{len(self.workers)}")
             self.wait_ready()
         except BaseException:
             self.stop()
@@ -70,15 +74,14 @@ class LocalCluster:
 
     def add_worker(self, **flags: object) -> Process:
         """Starts another worker; `wait_ready` waits for it."""
-        name = f"worker-{len(self.workers)}"
         given = {
             "model": self.model,
             "router": self.address,
-            "worker_id": name,
+            "worker_id": f"worker-{len(self.workers)}",
             **self.worker_flags,
             **flags,
         }
-        process = self._start(name, "worker", arguments(given))
+        process = self._start(str(given["worker_id"]), "worker", arguments(given))
         self.workers.append(process)
         return process
 

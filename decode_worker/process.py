@@ -28,7 +28,9 @@ async def run(config: DecodeConfig, engine: LoadedEngine) -> None:
     service = DecodeService()
     pool = engine.pool()
     times = config.host.times
-    receivers = Receivers(pool, engine.shared, config.host.host, times.progress_timeout_s)
+    receivers = Receivers(
+        pool, engine.shared, config.host.host, times.progress_timeout_s, config.host.transports
+    )
 
     def hello() -> prefill_pb2.PrefillHello:
         info = host.info

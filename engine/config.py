@@ -14,8 +14,8 @@ Dtype = Literal["auto", "fp32", "fp16", "bf16"]
 class EngineConfig:
     """`model`: a Hugging Face checkpoint folder, or with `load_format="dummy"` also the name of a shape.
 
-    `dtype` of the weights and `kv_dtype` of the cache: "auto" is fp16 packed on the CPU (KV as measured
-    best), bf16 on CUDA, fp32 when deterministic. `deterministic`: outputs bit-exact whatever the batch,
+    `dtype` of the weights and `kv_dtype` of the cache: "auto" is fp16 weights with fp32 KV on the
+    CPU, bf16 on CUDA, fp32 when deterministic. `deterministic`: outputs bit-exact whatever the batch,
     the chunking and the cache (fp32, kernel-invariant shapes). `max_model_len` 0: the model's own.
     `num_blocks` 0: as many as `kv_cache_bytes` hold.
     """

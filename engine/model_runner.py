@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from baton.errors import ConfigError
+from baton.errors import BatonError, ConfigError
 from baton.types import PositionLogprobs
 from engine.attention import StepAttention
 from engine.batch import Drawn, Slice, StepOutput, StepPlan
@@ -28,7 +28,7 @@ from engine.models.config import ModelConfig, read_model_config
 from engine.models.decoder import Decoder
 from engine.models.shapes import SHAPES
 from engine.numerics import Backends, choose_backends
-from engine.sampler import Sampler
+from engine.sampler import NonFiniteLogits, Sampler
 from engine.step_inputs import StepInputs, StepLimits, build_inputs
 from engine.weights import Checkpoint, WeightSource
 
@@ -121,13 +121,16 @@ class ModelRunner:
         )
         hidden = self.decoder.forward(inputs.token_ids, inputs.positions, attention)
         prompt_logprobs = self._prompt_logprobs(hidden, plan.slices, inputs)
-        drawn = self._draw(hidden, plan.slices, inputs)
+        drawn, failed = self._draw(hidden, plan.slices, inputs)
         if self.limits.device.type == "cuda":
             torch.cuda.synchronize(self.limits.device)  # a step that draws nothing also takes time
-        return StepOutput(drawn, time.perf_counter() - started, prompt_logprobs)
+        return StepOutput(drawn, time.perf_counter() - started, prompt_logprobs, failed)
 
-    def _draw(self, hidden: Tensor, slices: Sequence[Slice], inputs: StepInputs) -> list[Drawn]:
-        """Draws for every slice that asks; its samples share the logits of its last row."""
+    def _draw(
+        self, hidden: Tensor, slices: Sequence[Slice], inputs: StepInputs
+    ) -> tuple[list[Drawn], list[tuple[int, BatonError]]]:
+        """Draws for every slice that asks; its samples share the logits of its last row. A sample whose
+        logits are no numbers fails, and the others draw as if it were not there."""
         rows: list[int] = []
         logits_rows: list[int] = []
         handles: list[int] = []
@@ -137,9 +140,14 @@ class ModelRunner:
                 rows.append(first_row + num_rows - 1)
                 handles += piece.draws
         if not handles:
-            return []
-        logits = self.decoder.logits(_select(hidden, rows))
-        return self.sampler.draw(_select(logits, logits_rows), handles)
+            return [], []
+        logits = _select(self.decoder.logits(_select(hidden, rows)), logits_rows)
+        try:
+            return self.sampler.draw(logits, handles), []
+        except NonFiniteLogits as error:
+            kept = [row for row, handle in enumerate(handles) if handle not in error.handles]
+            drawn = self.sampler.draw(_select(logits, kept), [handles[row] for row in kept])
+            return drawn, [(handle, error) for handle in error.handles]
 
     def _prompt_logprobs(
         self, hidden: Tensor, slices: Sequence[Slice], inputs: StepInputs

@@ -79,4 +79,7 @@ def _dtype(config: EngineConfig, device: torch.device) -> str:
 def _kv_dtype(config: EngineConfig, device: torch.device, dtype: str) -> str:
     if device.type == "cpu" and config.kv_dtype == "bf16":
         raise ConfigError("on the CPU KV is fp32 or fp16, found bf16", field="kv_dtype")
-    return dtype if config.kv_dtype == "auto" else config.kv_dtype
+    if config.kv_dtype != "auto":
+        return config.kv_dtype
+    # On the CPU fp16 KV is no faster (docs/decisions.md), and its rounding shows in the output.
+    return "fp32" if device.type == "cpu" else dtype

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import os
 import threading
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -103,7 +103,6 @@ class WorkerActor:
 
 def _run(launch: Launch) -> Outcome:
     from worker.engine import LoadedEngine  # torch, which must find cores and threads set
-
 
     module, _, name = launch.role.partition(":")
     run: Callable[[Any, LoadedEngine], Awaitable[None]] = getattr(import_module(module), name)

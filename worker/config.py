@@ -12,7 +12,7 @@ from engine.config import EngineConfig
 class HostConfig:
     """`routers`: addresses of every router's gRPC port. `worker_id` and `model_name` may be empty: then
     they are made from the process and from the checkpoint's folder. `cores`: the CPU cores this worker
-    may use; empty means all."""
+    may use; empty means all. `transports`: of the hand-off, those that a decode worker offers."""
 
     worker_id: str = ""
     model_name: str = ""
@@ -20,6 +20,7 @@ class HostConfig:
     port: int = 0
     routers: tuple[str, ...] = ("127.0.0.1:50051",)
     cores: tuple[int, ...] = ()
+    transports: tuple[str, ...] = ("shm", "torch_dist")
     drain_grace_s: float = 30.0
     engine: EngineConfig = field(default_factory=lambda: EngineConfig(model=""))
     times: Times = field(default_factory=Times)

@@ -147,7 +147,7 @@ class Host(Generic[Event, Commands]):
             num_dp_ranks=1,
             num_total_blocks=model.num_blocks,
             package_version=version("baton-serving"),
-            transports=(),
+            transports=self.config.transports,
             host_id=socket.gethostname(),
             pid=os.getpid(),
         )

@@ -43,9 +43,18 @@ class _LoopThread:
 
     def close(self) -> None:
         if not self.loop.is_closed():
+            self.run(_end_other_tasks())
             self.loop.call_soon_threadsafe(self.loop.stop)
             self._thread.join()
             self.loop.close()
+
+
+async def _end_other_tasks() -> None:
+    """Work whose waiting was interrupted is cancelled, but may not have come to its end yet."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
 
 
 class Stream:
