@@ -51,9 +51,9 @@ async def ended(pid: int) -> None:
     with _opened(pid) as descriptor:
         if descriptor is None:
             return
-        gone: asyncio.Future[None] = loop.create_future()
-        loop.add_reader(descriptor, lambda: gone.done() or gone.set_result(None))
+        gone = asyncio.Event()
+        loop.add_reader(descriptor, gone.set)
         try:
-            await gone
+            await gone.wait()
         finally:
             loop.remove_reader(descriptor)

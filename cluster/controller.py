@@ -50,38 +50,27 @@ class Controller:
         self._launch = launch
         self._tell = tell
         self._wanted: tuple[str, ...] = ()
-        self._running: dict[str, asyncio.Future[Running]] = {}
+        self._running: dict[str, Running] = {}
+        self._lives: dict[str, asyncio.Task[None]] = {}
         self._changed = asyncio.Event()
         self._died_s: dict[str, float] = {}
 
-    def want(self, names: Iterable[str], existing: Iterable[str] = ()) -> None:
-        """What is to run from now on. `existing`: what runs already, for this controller to take over
-        (and to end, where it is not wanted)."""
+    def want(self, names: Iterable[str]) -> None:
+        """What is to run from now on."""
         self._wanted = tuple(names)
-        for name in existing:
-            self.known.setdefault(name, reconcile.started(name, None, time.monotonic()))
         self._changed.set()
 
     async def run(self) -> None:
         """Until cancelled; then it leaves everything as it is."""
         async with asyncio.TaskGroup() as tasks:
-            for name in list(self.known):
-                self._tend(name, tasks)
             while True:
                 self._changed.clear()
-                due = reconcile.reconcile(
-                    self._wanted, self.known, time.monotonic(), self.limits
-                )
+                due = reconcile.reconcile(self._wanted, self.known, time.monotonic(), self.limits)
                 for action in list(due):
                     self._perform(action, tasks)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(_TICK_S):
                         await self._changed.wait()
-
-    async def settled(self) -> None:
-        """Waits until nothing runs that is not wanted."""
-        while set(self.known) - set(self._wanted):
-            await asyncio.sleep(_STARTING_PROBE_S)
 
     def pids(self) -> Mapping[str, int]:
         """Of what runs now."""
@@ -99,7 +88,8 @@ class Controller:
                 self.known[name] = reconcile.draining(self.known[name], time.monotonic())
                 tasks.create_task(self._drain(name))
             case Kill(why=why):
-                self._tell(f"{name} {why}: killed")
+                if name in self._wanted:
+                    self._tell(f"{name} {why}: killed")
                 self.known[name] = reconcile.draining(
                     self.known[name], time.monotonic(), Unavailable(why)
                 )
@@ -108,27 +98,28 @@ class Controller:
                 del self.known[name]
 
     def _tend(self, name: str, tasks: asyncio.TaskGroup) -> None:
-        self._running[name] = asyncio.get_running_loop().create_future()
-        tasks.create_task(self._live(name, self._running[name]), name=name)
+        self._running.pop(name, None)
+        self._lives[name] = tasks.create_task(self._live(name), name=name)
 
-    async def _live(self, name: str, running: asyncio.Future[Running]) -> None:
+    async def _live(self, name: str) -> None:
         """One instance, from its start to its end."""
         try:
-            instance = await self._launch(name)
+            running = await self._launch(name)
         except BatonError as error:
-            running.cancel()
             self._note_end(name, error)
             return
-        running.set_result(instance)
-        self.known[name] = replace(self.known[name], pid=instance.pid)
-        probe = asyncio.create_task(self._probe(name, instance))
+        except asyncio.CancelledError:
+            self._note_end(name, None)
+            raise
+        self._running[name] = running
+        self.known[name] = replace(self.known[name], pid=running.pid)
+        probe = asyncio.create_task(self._probe(name, running))
         try:
-            error = await instance.ended()
+            why = await running.ended()
         finally:
             probe.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await probe
-        self._note_end(name, error)
+        await asyncio.wait({probe})
+        self._note_end(name, why)
 
     async def _probe(self, name: str, running: Running) -> None:
         while True:
@@ -156,18 +147,17 @@ class Controller:
         self._changed.set()
 
     async def _drain(self, name: str) -> None:
-        with contextlib.suppress(asyncio.CancelledError):  # it could not even be started
-            running = await self._running[name]
-            try:
-                await running.drain()
-            except BatonError as error:
-                self._tell(f"{name} cannot be told to leave ({error}): killed")
-                await self._kill(name)
+        try:
+            await self._running[name].drain()
+        except BatonError as error:
+            self._tell(f"{name} cannot be told to leave ({error}): killed")
+            await self._kill(name)
 
     async def _kill(self, name: str) -> None:
-        with contextlib.suppress(asyncio.CancelledError):
-            running = await self._running[name]
-            try:
-                await running.kill()
-            except Unavailable as error:
-                self._tell(f"{name}: {error}")
+        if name not in self._running:  # it has no process yet that we know
+            self._lives[name].cancel()
+            return
+        try:
+            await self._running[name].kill()
+        except Unavailable as error:
+            self._tell(f"{name}: {error}")

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from cluster import private_ray, worker_actor
 from cluster.controller import Running
-from cluster.folder import ClusterFolder
 from cluster.placement import Slot, place
 from cluster.process import Place, arguments
 from cluster.router_process import RouterProcess
@@ -37,7 +37,6 @@ class Launcher:
     """`routers`: by name. `ray_is_up` is set once Ray runs; workers wait for it."""
 
     spec: ClusterSpec
-    folder: ClusterFolder
     place: Place
     routers: dict[str, RouterPorts]
     ray_is_up: asyncio.Event = field(default_factory=asyncio.Event)
@@ -59,33 +58,42 @@ class Launcher:
         return RouterProcess(self.place.start(name, "router", arguments(options)), ports.address)
 
     async def _start_worker(self, name: str) -> WorkerProcess:
-        joined = bool(self.spec.ray_address)
-        launch, slot = self._plan(name)
-        options = ActorOptions(name, self.spec.name, detached=joined)
-        actor = worker_actor.find(options) if joined else None
-        if actor is not None:
-            found = await worker_actor.describe(actor)
-            if found.launch.config == launch.config:
-                launch = found.launch
-            else:
-                await worker_actor.end(actor)
-                actor = None
-        actor = actor or worker_actor.create(launch, slot, options)
+        options = ActorOptions(name, self.spec.name, detached=bool(self.spec.ray_address))
+        launch = self._plan(name)
+        actor = await self._find(options, launch) if options.detached else None
+        if actor is None:
+            actor = worker_actor.create(launch, self.slots[name].node_id, options)
         description = await worker_actor.describe(actor)
-        is_local = slot.node_id == private_ray.own_node_id()
+        is_local = self.slots[name].node_id == private_ray.own_node_id()
         return WorkerProcess(actor, description, is_local)
 
-    def _plan(self, name: str) -> tuple[Launch, Slot]:
-        nodes = private_ray.nodes()
-        demands = [self.spec.demand_of(each) for each in {*self.spec.worker_names, name}]
-        self.slots = place(sorted(demands, key=lambda each: each.name), nodes, self.slots)
-        slot = self.slots[name]
-        config = self.spec.config_of(name)
+    async def _find(self, options: ActorOptions, wanted: Launch) -> Any | None:
+        """The actor that an earlier controller left under this name, if it is told what we would tell
+        it; another one is ended."""
+        actor = worker_actor.find(options)
+        if actor is None:
+            return None
+        launch = (await worker_actor.describe(actor)).launch
+        if _without_place(launch.config) != _without_place(wanted.config):
+            await worker_actor.end(actor)
+            return None
+        address = launch.config.host.host
+        for node in private_ray.nodes():
+            if node.address == address:
+                self.slots[options.name] = Slot(node.node_id, address, launch.cores)
+        return actor
+
+    def _plan(self, name: str) -> Launch:
+        names = sorted({*self.spec.worker_names, name})
+        demands = [self.spec.demand_of(each) for each in names]
+        self.slots = place(demands, private_ray.nodes(), self.slots)
+        slot, config = self.slots[name], self.spec.config_of(name)
+        engine = config.host.engine
         engine = replace(
-            config.host.engine, num_threads=config.host.engine.num_threads or len(slot.cores)
+            engine,
+            num_threads=engine.num_threads or len(slot.cores),
+            device=engine.device if slot.gpu is None else f"cuda:{slot.gpu}",
         )
-        if slot.gpu is not None:
-            engine = replace(engine, device=f"cuda:{slot.gpu}")
         host = replace(
             config.host,
             worker_id=name,
@@ -93,14 +101,15 @@ class Launcher:
             routers=tuple(each.address for each in self.routers.values()),
             engine=engine,
         )
-        joined = bool(self.spec.ray_address)
-        return (
-            Launch(
-                IMPORT_PATHS[role_of(name)],
-                replace(config, host=host),
-                slot.cores,
-                self.place.environment,
-                log="" if joined else str(self.folder.path / f"{name}.log"),
-            ),
-            slot,
+        return Launch(
+            IMPORT_PATHS[role_of(name)],
+            replace(config, host=host),
+            slot.cores,
+            self.place.environment,
+            log="" if self.spec.ray_address else str(self.place.folder / f"{name}.log"),
         )
+
+
+def _without_place(config: Any) -> Any:
+    engine = replace(config.host.engine, num_threads=0, device="")
+    return replace(config, host=replace(config.host, host="", engine=engine))

@@ -89,7 +89,7 @@ class LocalCluster:
         """Until every living worker is registered. Raises Unavailable with the log of what failed."""
         give_up_s = time.monotonic() + self.start_timeout_s
         with Client(self.address) as client:
-            while self._num_registered(client) < sum(worker.alive for worker in self.workers):
+            while self._num_registered(client) < max(1, sum(w.alive for w in self.workers)):
                 if time.monotonic() > give_up_s:
                     raise Unavailable(f"not up within {self.start_timeout_s:g} s\n{self.logs()}")
                 time.sleep(_POLL_S)

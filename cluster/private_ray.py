@@ -12,23 +12,21 @@ import os
 import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import ray
 
 from baton.errors import ConfigError, Unavailable
 from cluster.placement import Node
 
-NAMESPACE = "baton"
-
 _LOOPBACK = "127.0.0.1"
 _OBJECT_STORE_BYTES = 80 << 20  # about the least that Ray allows; nothing of ours goes through it
 
-# One for all private Rays of this process, since Ray's client reads it once. Other users of this machine
-# reach the loopback, too; without it they could run code as us.
+# Ray's own default is to ask for a token, since other users of this machine reach the loopback, too. It is
+# one for all private Rays of this process, as Ray reads it once; given here, none is written to $HOME.
 _TOKEN = secrets.token_hex(32)
 
 _ENVIRONMENT = {
-    "RAY_AUTH_MODE": "token",
     "RAY_AUTH_TOKEN": _TOKEN,
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # else a node on the loopback may not register
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -40,12 +38,11 @@ _ENVIRONMENT = {
 
 def start(folder: Path, environment: Mapping[str, str]) -> None:
     """`environment`: what Ray's processes, and so the actors, have beside this process's."""
-    logging.getLogger("ray").setLevel(logging.WARNING)
+    logging.getLogger("ray").setLevel(logging.ERROR)
     with _set({**_ENVIRONMENT, **environment}):
         try:
             ray.init(
                 "local",
-                namespace=NAMESPACE,
                 num_cpus=len(os.sched_getaffinity(0)),
                 object_store_memory=_OBJECT_STORE_BYTES,
                 include_dashboard=False,
@@ -60,9 +57,9 @@ def start(folder: Path, environment: Mapping[str, str]) -> None:
 
 def join(address: str) -> None:
     """Connects to the Ray cluster at `address` (host:port, or "auto")."""
-    logging.getLogger("ray").setLevel(logging.WARNING)
+    logging.getLogger("ray").setLevel(logging.ERROR)
     try:
-        ray.init(address, namespace=NAMESPACE, log_to_driver=False, configure_logging=False)
+        ray.init(address, log_to_driver=False, configure_logging=False)
     except Exception as error:
         raise ConfigError(f"no Ray cluster can be joined: {error}", field="address") from error
 
@@ -74,7 +71,7 @@ def stop() -> None:
 
 def nodes() -> list[Node]:
     """Those alive, this one first."""
-    own = ray.get_runtime_context().get_node_id()
+    own = own_node_id()
     alive = [
         Node(
             entry["NodeID"],
@@ -82,16 +79,25 @@ def nodes() -> list[Node]:
             int(entry["Resources"].get("CPU", 0)),
             int(entry["Resources"].get("GPU", 0)),
         )
-        for entry in ray.nodes()
+        for entry in _entries()
         if entry["Alive"]
     ]
     usable = [node for node in alive if node.num_cores]
     return sorted(usable, key=lambda node: (node.node_id != own, node.node_id))
 
 
+def _entries() -> list[dict[str, Any]]:
+    entries: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return entries
+
+
+def own_node_id() -> str:
+    return str(ray.get_runtime_context().get_node_id())
+
+
 def own_address() -> str:
     """This node's, as other nodes reach it."""
-    return str(ray.util.get_node_ip_address())
+    return str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
 
 
 @contextlib.contextmanager

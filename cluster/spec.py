@@ -35,7 +35,7 @@ _LEAST = {"num_routers": 1, "num_prefill_workers": 0, "num_decode_workers": 1}
 class ClusterSpec:
     """`router`: the first router; each further one listens on the ports after those of the one before it.
     `router_options`: beside ports, the options of `baton router` that make it `router`. `ray_address`: of
-    a Ray cluster to join, empty for one of our own."""
+    a Ray cluster to join, empty for one of our own; `name` tells apart several Batons on one."""
 
     router: RouterConfig
     prefill: PrefillConfig
@@ -45,6 +45,7 @@ class ClusterSpec:
     num_prefill_workers: int = 1
     num_decode_workers: int = 1
     ray_address: str = ""
+    name: str = "baton"
 
     def __post_init__(self) -> None:
         for name, least in _LEAST.items():
@@ -106,9 +107,7 @@ def read(settings: Settings, **counts: Any) -> ClusterSpec:
     prefill: PrefillConfig = _read_role(PrefillConfig, "prefill", settings, settings.prefill)
     if str(decode.host.engine.model) in ("", "."):
         raise ConfigError("is required", field="model")
-    router = load(
-        RouterConfig, toml=settings.toml, section="router", flags=_given(settings.router)
-    )
+    router = load(RouterConfig, toml=settings.toml, section="router", flags=_given(settings.router))
     models = router.models or _text_model(decode)
     options = {**settings.router, "model": models, "config": settings.toml, "host": router.host}
     return ClusterSpec(router, prefill, decode, options, **counts)

@@ -16,8 +16,6 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from baton.errors import BatonError, Unavailable, from_code
 from cluster import confirmed_kill, probe
-from cluster.placement import Slot
-from cluster.private_ray import NAMESPACE
 from worker.actor import Description, Launch, Outcome, WorkerActor
 
 _CREATE_S = 60.0
@@ -27,33 +25,34 @@ _NUM_THREADS = 8  # of Ray's, for calls: every `serve` takes one
 
 @dataclass(frozen=True, slots=True)
 class ActorOptions:
-    """`detached`: lives on when this process is gone, to be found by `name`."""
+    """`detached`: lives on when this process is gone, to be found by `name` in `namespace`."""
 
     name: str
+    namespace: str
     detached: bool
 
 
-def create(launch: Launch, slot: Slot, options: ActorOptions) -> Any:
+def create(launch: Launch, node_id: str, options: ActorOptions) -> Any:
     """The handle; returns before the process is there. Here and nowhere else a class becomes an actor."""
     return (
         ray.remote(WorkerActor)
         .options(
             name=options.name,
-            namespace=NAMESPACE,
+            namespace=options.namespace,
             lifetime="detached" if options.detached else None,
             num_cpus=0,  # cores are given out by our placement
             max_restarts=0,  # the controller restarts
             max_concurrency=_NUM_THREADS,
-            scheduling_strategy=NodeAffinitySchedulingStrategy(slot.node_id, soft=False),
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
         )
         .remote(launch)
     )
 
 
-def find(name: str) -> Any | None:
+def find(options: ActorOptions) -> Any | None:
     """The handle of a living actor of this name."""
     try:
-        return ray.get_actor(name, namespace=NAMESPACE)
+        return ray.get_actor(options.name, namespace=options.namespace)
     except ValueError:
         return None
 
@@ -68,6 +67,19 @@ async def describe(actor: Any) -> Description:
     return description
 
 
+async def end(actor: Any) -> None:
+    """Kills it, and waits until Ray says that it is dead."""
+    serving = actor.serve.remote()
+    ray.kill(actor)
+    await asyncio.wait({asyncio.wrap_future(serving.future())}, timeout=_LEAVE_S)
+
+
+def existing(namespace: str) -> list[str]:
+    """Names of the detached actors of this namespace."""
+    named = ray.util.list_named_actors(all_namespaces=True)
+    return [entry["name"] for entry in named if entry["namespace"] == namespace]
+
+
 async def _answer(reference: Any) -> Any:
     return await asyncio.wrap_future(reference.future())
 
@@ -75,31 +87,28 @@ async def _answer(reference: Any) -> Any:
 class WorkerProcess:
     """A living actor that serves. `is_local`: its process is on this machine."""
 
-    def __init__(
-        self, actor: Any, description: Description, routers: tuple[str, ...], is_local: bool
-    ) -> None:
+    def __init__(self, actor: Any, description: Description, is_local: bool) -> None:
         self.pid = description.pid
         self._actor = actor
         self._host = description.launch.config.host
-        self._routers = routers
         self._is_local = is_local
         self._address = ""  # from when it is registered
-        self._outcome: asyncio.Future[Outcome] = asyncio.ensure_future(
-            _answer(actor.serve.remote())
-        )
+        self._outcome: asyncio.Task[Outcome] = asyncio.create_task(_answer(actor.serve.remote()))
+        # When the process is seen to have ended, nobody asks any more what Ray says to it.
+        self._outcome.add_done_callback(lambda done: done.cancelled() or done.exception())
 
     async def serves(self) -> bool:
         if not self._address:
-            member = await probe.find_worker(self._routers, self._host.worker_id, self.pid)
+            member = await probe.find_worker(self._host.routers, self._host.worker_id, self.pid)
             if member is None:
                 return False
             self._address = member.info.address
         return await probe.serves(self._address)
 
     async def ended(self) -> BatonError | None:
-        ways = {self._outcome}
-        gone = asyncio.ensure_future(self._gone())
-        await asyncio.wait({*ways, gone}, return_when=asyncio.FIRST_COMPLETED)
+        gone = asyncio.create_task(self._gone())
+        both: set[asyncio.Task[Any]] = {self._outcome, gone}
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         gone.cancel()
         if not self._outcome.done():
             return Unavailable("its process ended")

@@ -34,7 +34,7 @@ from datetime import timedelta
 
 import torch
 from torch import Tensor
-from torch._C._distributed_c10d import Backend, TCPStore
+from torch._C._distributed_c10d import TCPStore
 
 from baton.errors import Cancelled, ConfigError, IncompatiblePeer, PeerLost
 from kv_transfer import wire_format
@@ -43,7 +43,7 @@ from kv_transfer.framing import Connection
 from kv_transfer.layout import PoolLayout, Slice, plan, pool_slices
 from kv_transfer.link import OrderedLink
 from kv_transfer.pool import Pool, source_checksums
-from kv_transfer.torch_group import Meeting, join, loss_of_peer, wait
+from kv_transfer.torch_group import Group, Meeting, join, loss_of_peer, wait
 
 log = logging.getLogger(__name__)
 
@@ -163,7 +163,7 @@ class TorchDistReceiver:
             Meeting(self._host, self._store_port, name),
             _DECODE,
             self._host,
-            self._pool,
+            self._pool.memory.device,
             self._timeout_s,
         )
         writer = _Writer(source, slices, group)
@@ -196,7 +196,7 @@ class TorchDistReceiver:
 class _Writer:
     """A connected prefill rank, on its thread of the receiver."""
 
-    def __init__(self, layout: PoolLayout, slices: Sequence[Slice], group: Backend) -> None:
+    def __init__(self, layout: PoolLayout, slices: Sequence[Slice], group: Group) -> None:
         self._layout = layout
         self._slices = slices
         self._group = group
@@ -260,7 +260,7 @@ class _GroupWire:
         destination: PoolLayout,
         slices: Sequence[Slice],
         connection: Connection,
-        group: Backend,
+        group: Group,
     ) -> None:
         self.piece_bytes = destination.piece_bytes
         self._sender = sender

@@ -10,13 +10,21 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch._C._distributed_c10d import Backend, PrefixStore, Store, TCPStore
+from torch import Tensor
+from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 from torch.distributed import ProcessGroupGloo, Work
 
 from baton.errors import PeerLost
+
+
+class Group(Protocol):
+    """What is used of one. `tag` tells apart what goes between the same two ranks."""
+
+    def send(self, tensors: list[Tensor], rank: int, tag: int, /) -> Work: ...
+    def recv(self, tensors: list[Tensor], rank: int, tag: int, /) -> Work: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +38,7 @@ class Meeting:
 
 def join(
     meeting: Meeting, rank: int, own_host: str, device: torch.device, timeout_s: float
-) -> Backend:
+) -> Group:
     """Returns when both ranks are connected; PeerLost where the other does not come."""
     timeout = timedelta(seconds=timeout_s)
     with loss_of_peer():
@@ -51,7 +59,7 @@ def join(
         return ProcessGroupGloo(store, rank, 2, options)
 
 
-def _nccl(store: Store, rank: int, timeout: timedelta) -> Backend:
+def _nccl(store: Store, rank: int, timeout: timedelta) -> Group:
     from torch.distributed import ProcessGroupNCCL  # absent from torch for the CPU
 
     options = ProcessGroupNCCL.Options()

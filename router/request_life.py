@@ -95,6 +95,7 @@ class RequestLife:
 
     def begin_attempt(self, choice: Choice) -> None:
         self.choice = choice
+        self.state = "running"
         self.num_attempts += 1
         self.num_prompt_logprobs_seen = 0
 

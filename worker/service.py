@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from typing import Any, Protocol, TypeVar
 
 import grpc
 
 from baton import convert
-from baton.errors import IntegrityError, NotFound
+from baton.errors import IntegrityError, NotFound, Unavailable
 from baton.types import PoolId, PoolLoad, WorkerInfo
 from baton.v1 import common_pb2, worker_pb2, worker_pb2_grpc
 from worker.kv_events import KvEventLog, Queue
@@ -79,7 +80,8 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
                     records=batch.records,
                 )
         finally:
-            self._host.ask(lambda: events.unsubscribe(queue))
+            with suppress(Unavailable):  # the engine has stopped, and its subscribers with it
+                await self._host.ask(lambda: events.unsubscribe(queue))
 
     async def CheckIntegrity(
         self, request: worker_pb2.CheckIntegrityRequest, context: Context

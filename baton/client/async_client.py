@@ -27,7 +27,7 @@ class AsyncClient:
     """
 
     def __init__(
-        self, addresses: str | Sequence[str] = "127.0.0.1:8000", *, timeout_s: float | None = None
+        self, addresses: str | Sequence[str] = "127.0.0.1:50051", *, timeout_s: float | None = None
     ) -> None:
         self._replicas = Replicas(addresses)
         self._timeout_s = timeout_s

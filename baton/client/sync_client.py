@@ -126,7 +126,7 @@ class Client:
     """`AsyncClient` for code without asyncio: the same methods, the same errors, waiting."""
 
     def __init__(
-        self, addresses: str | Sequence[str] = "127.0.0.1:8000", *, timeout_s: float | None = None
+        self, addresses: str | Sequence[str] = "127.0.0.1:50051", *, timeout_s: float | None = None
     ) -> None:
         self._client = AsyncClient(addresses, timeout_s=timeout_s)
         self._thread = _LoopThread()

@@ -119,7 +119,7 @@ def test_cache_lies_in_a_given_buffer(folder: Path) -> None:
     layout = KvCacheLayout(num_layers=3, num_kv_heads=2, block_size=16, head_dim=16, dtype="fp16")
     buffer = torch.zeros(layout.size_bytes(5), dtype=torch.uint8)
     config = EngineConfig(folder, block_size=16, num_blocks=5, kv_dtype="fp16")
-    runner = ModelRunner.load(config, kv_buffer=buffer)
+    runner = ModelRunner.load(config, allocate=lambda size_bytes: buffer[:size_bytes])
     assert runner.layout == layout
     runner.run(StepPlan([Slice(PROMPT[:20], 0, [4, 2])]))
     begin = 4 * layout.layer_block_bytes  # layer 0 of block 4
