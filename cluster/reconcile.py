@@ -26,8 +26,8 @@ class Phase(Enum):
 @dataclass(frozen=True, slots=True)
 class Instance:
     """What is known of one worker or router. `since_s`: in this phase since. `answered_s`: when it last
-    said that it can serve. `num_failures`: ends in a row that nobody asked for. `error`: what it ended of,
-    or is being killed for."""
+    said that it can serve. `num_failures`: ends in a row that nobody asked for. `error`: what it is being
+    killed for, or, until it serves again, what the last one of this name ended of."""
 
     name: str
     phase: Phase
@@ -118,14 +118,15 @@ def _due(instance: Instance, wanted: bool, now_s: float, limits: Limits) -> Acti
 
 def started(name: str, before: Instance | None, now_s: float) -> Instance:
     """`before`: what was known of the one of this name that ended."""
-    num_failures = before.num_failures if before else 0
-    return Instance(name, Phase.STARTING, now_s, now_s, num_failures)
+    if before is None:
+        return Instance(name, Phase.STARTING, now_s, now_s)
+    return replace(before, phase=Phase.STARTING, since_s=now_s, answered_s=now_s, pid=0)
 
 
 def answered(instance: Instance, now_s: float) -> Instance:
     """It can serve; the first time, that makes it ready."""
     if instance.phase is Phase.STARTING:
-        return replace(instance, phase=Phase.RUNNING, since_s=now_s, answered_s=now_s)
+        return replace(instance, phase=Phase.RUNNING, since_s=now_s, answered_s=now_s, error=None)
     return replace(instance, answered_s=now_s)
 
 

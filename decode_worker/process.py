@@ -57,7 +57,7 @@ async def run(config: DecodeConfig, engine: LoadedEngine) -> None:
             loop.call_soon_threadsafe(hand_offs.perform, commands.orders)
 
     host: Host[Event, Commands] = Host(config.host, runner, runner, role, deliver)
-    service.post = host.post
+    service.post, service.incarnation = host.post, host.incarnation
     host.server.add_background(decode_pb2_grpc.add_DecodeServicer_to_server, service)
     try:
         await host.run()

@@ -10,7 +10,7 @@ from itertools import count
 import grpc
 
 from baton import convert
-from baton.errors import InvalidArgument
+from baton.errors import InvalidArgument, Unavailable
 from baton.types import PrefillChoice
 from baton.v1 import decode_pb2, decode_pb2_grpc
 from decode_worker.messages import (
@@ -28,10 +28,11 @@ Clock = Callable[[], float]
 
 
 class DecodeService(decode_pb2_grpc.DecodeServicer):
-    """One multiplexed stream per router. `post` hands an event to the step loop and is set before the
-    server starts."""
+    """One multiplexed stream per router. `post` hands an event to the step loop; it and `incarnation` are
+    set before the server starts."""
 
     post: Callable[[Event], None]
+    incarnation: int
 
     def __init__(self, clock: Clock = time.monotonic) -> None:
         self._clock = clock
@@ -77,6 +78,10 @@ class DecodeService(decode_pb2_grpc.DecodeServicer):
                     case "hello":
                         pass  # a router's name is for logs; the stream itself is its identity
                     case "start":
+                        if message.start.incarnation != self.incarnation:
+                            raise Unavailable(
+                                "the pool that was meant is gone: this is another one"
+                            )
                         self.post(_start(router, message.start, self._clock()))
                     case "cancel":
                         self.post(_cancel(router, message.cancel))

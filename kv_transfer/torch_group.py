@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -56,7 +56,7 @@ def join(
         options = ProcessGroupGloo._Options()  # type: ignore[attr-defined]
         options._timeout = timeout
         options._devices = [_gloo_device(own_host)]
-        return ProcessGroupGloo(store, rank, 2, options)
+        return cast(Group, ProcessGroupGloo(store, rank, 2, options))
 
 
 def _nccl(store: Store, rank: int, timeout: timedelta) -> Group:
@@ -64,7 +64,7 @@ def _nccl(store: Store, rank: int, timeout: timedelta) -> Group:
 
     options = ProcessGroupNCCL.Options()
     options._timeout = timeout
-    return ProcessGroupNCCL(store, rank, 2, options)
+    return cast(Group, ProcessGroupNCCL(store, rank, 2, options))
 
 
 @functools.cache

@@ -36,7 +36,7 @@ from router.frontend import Admitted, Finished, GenerateUpdate, ModelCard, Promp
 from router.gate import Gate
 from router.models import Models, ServedModel
 from router.policy import Choice, Demand, choose
-from router.pools import Queued
+from router.pools import Pool, Queued
 from router.request import Chat, GenerateInput
 from router.request_life import RequestLife
 from router.request_log import RequestLog
@@ -144,8 +144,15 @@ class Dispatcher:
                 raise self._nobody(life)
 
     def _choose(self, life: RequestLife) -> Choice | None:
-        decode_pools = self._fleet.connected(Role.DECODE, life.model.name)
-        prefill_pools = self._fleet.connected(Role.PREFILL, life.model.name)
+        return self._best(
+            life,
+            self._fleet.connected(Role.DECODE, life.model.name),
+            self._fleet.connected(Role.PREFILL, life.model.name),
+        )
+
+    def _best(
+        self, life: RequestLife, decode_pools: Sequence[Pool], prefill_pools: Sequence[Pool]
+    ) -> Choice | None:
         demand = Demand(life.num_tokens, self._hits(life), life.model.kv_bytes_per_token)
         return choose(demand, decode_pools, prefill_pools, self.config.policy)
 
@@ -212,14 +219,9 @@ class Dispatcher:
     def _reroute(self, life: RequestLife, leg: Leg) -> None:
         """The prefill worker was lost: another one, or the decode worker itself, goes on."""
         assert life.choice is not None
-        lost = life.choice.prefill
-        others = [
-            pool
-            for pool in self._fleet.connected(Role.PREFILL, life.model.name)
-            if pool is not lost
-        ]
-        demand = Demand(life.num_tokens, self._hits(life), life.model.kv_bytes_per_token)
-        choice = choose(demand, [life.choice.decode], others, self.config.policy)
+        decode, lost = life.choice.decode, life.choice.prefill
+        prefill_pools = self._fleet.connected(Role.PREFILL, life.model.name)
+        choice = self._best(life, [decode], [pool for pool in prefill_pools if pool is not lost])
         life.choice = choice or life.choice
         life.num_prefill_attempts += 1
         leg.reroute(choice.prefill_choice() if choice else None)

@@ -52,16 +52,14 @@ class SampleText:
         A stop string ends the sample with the token that completed it; later ones are not the client's.
         """
         pieces: list[str] = []
-        num_taken = 0
         stop_token_row = len(rows) - 1 if end and end.reason is FinishReason.STOP else None
         for index, row in enumerate(rows):
-            num_taken += 1
             self.token_ids.append(row.token_id)
             if index != stop_token_row:  # a stop token has no text
                 pieces.append(self._release(row.token_id))
             if self.stop is not None:
                 self.finish_reason = FinishReason.STOP
-                return self._delta(rows[:num_taken], pieces, None)
+                return self._delta(rows[: index + 1], pieces, None)
         if end is not None:
             self.finish_reason = end.reason
             pieces.append(self._flush())

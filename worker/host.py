@@ -13,6 +13,7 @@ import logging
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -97,12 +98,13 @@ class Host(Generic[Event, Commands]):
         """Hands an event to the role. Any thread."""
         self._steps.post(event)
 
-    async def run(self, *, handle_signals: bool = True) -> None:
-        """Serves until drained. Raises what broke the engine, if something did."""
+    async def run(self) -> None:
+        """Serves until drained. Raises what broke the engine, if something did. SIGTERM and SIGINT drain
+        where it runs on the main thread; in a Ray actor it does not, and signals are Ray's."""
         service = WorkerService(self, self.config.drain_grace_s)
         self.server.add_background(worker_pb2_grpc.add_WorkerServicer_to_server, service)
         await self.server.start()
-        if handle_signals:
+        if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._loop.add_signal_handler(number, self.drain, self.config.drain_grace_s)
         self._steps.start()
