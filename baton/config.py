@@ -155,8 +155,8 @@ def _convert(hint: Any, value: object, source: _Source) -> Any:
             choices = ", ".join(repr(argument) for argument in arguments)
             raise source.error(f"must be one of {choices}, not {value!r}")
         return value
-    if origin is tuple and arguments == (str, ...):
-        return _convert_strings(value, source)
+    if origin is tuple and arguments[1:] == (...,):
+        return _convert_list(arguments[0], value, source)
     return _convert_scalar(hint, value, source)
 
 
@@ -184,13 +184,14 @@ def _convert_union(members: tuple[Any, ...], value: object, source: _Source) -> 
     raise source.error(" or ".join(failures))
 
 
-def _convert_strings(value: object, source: _Source) -> tuple[str, ...]:
-    """A list of strings; in text, comma-separated."""
+def _convert_list(hint: Any, value: object, source: _Source) -> tuple[Any, ...]:
+    """A list of `hint`s; in text, comma-separated."""
     if source.text and isinstance(value, str):
-        return tuple(part.strip() for part in value.split(",") if part.strip())
-    if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
+        parts = [part.strip() for part in value.split(",")]
+        return tuple(_convert_scalar(hint, part, source) for part in parts if part)
+    if isinstance(value, list | tuple) and all(type(item) is hint for item in value):
         return tuple(value)
-    raise source.error(f"must be a list of strings, not {value!r}")
+    raise source.error(f"must be a list of {_PLURALS[hint]}, not {value!r}")
 
 
 _BOOLS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
@@ -220,6 +221,7 @@ _NAMES = {
     bool: "true or false",
     Path: "a path",
 }
+_PLURALS = {str: "strings", int: "whole numbers"}
 
 
 def _merge(values: dict[str, Any], later: Mapping[str, Any]) -> None:

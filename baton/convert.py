@@ -157,6 +157,7 @@ def timeline_to_proto(timeline: Timeline) -> common_pb2.Timeline:
         message.transfer_s = timeline.hand_off.transfer_s
         message.transfer_exposed_s = timeline.hand_off.transfer_exposed_s
         message.num_prefill_cached_tokens = timeline.hand_off.num_prefill_cached_tokens
+        message.num_resent_blocks = timeline.hand_off.num_resent_blocks
     return message
 
 
@@ -168,6 +169,7 @@ def timeline_from_proto(message: common_pb2.Timeline) -> Timeline:
         transfer_s=message.transfer_s,
         transfer_exposed_s=message.transfer_exposed_s,
         num_prefill_cached_tokens=message.num_prefill_cached_tokens,
+        num_resent_blocks=message.num_resent_blocks,
     )
     local_s, remote_s = message.predicted_local_ttft_s, message.predicted_remote_ttft_s
     return Timeline(
@@ -191,6 +193,7 @@ def hand_off_to_proto(report: HandOffReport) -> decode_pb2.HandOffReport:
         transfer_s=report.transfer_s,
         transfer_exposed_s=report.transfer_exposed_s,
         num_prefill_cached_tokens=report.num_prefill_cached_tokens,
+        num_resent_blocks=report.num_resent_blocks,
     )
 
 
@@ -201,6 +204,7 @@ def hand_off_from_proto(message: decode_pb2.HandOffReport) -> HandOffReport:
         transfer_s=message.transfer_s,
         transfer_exposed_s=message.transfer_exposed_s,
         num_prefill_cached_tokens=message.num_prefill_cached_tokens,
+        num_resent_blocks=message.num_resent_blocks,
     )
 
 

@@ -144,13 +144,15 @@ class PrefillChoice:
 
 @dataclass(frozen=True, slots=True)
 class HandOffReport:
-    """What one hand-off cost. Times in seconds; `transfer_exposed_s` is what followed the prefill."""
+    """What one hand-off cost. Times in seconds; `transfer_exposed_s` is what followed the prefill.
+    `num_resent_blocks` arrived wrong and were sent again."""
 
     prefill_worker: str
     transfer_bytes: int
     transfer_s: float
     transfer_exposed_s: float
     num_prefill_cached_tokens: int
+    num_resent_blocks: int = 0
 
 
 @dataclass(frozen=True, slots=True)

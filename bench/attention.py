@@ -12,8 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,11 +19,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from bench.machine_limits import MachineLimits, seconds
 from bench.statistics import median, pairwise_ratio
 from engine.kernels import Kernels, load
-
-_LIMIT_BYTES = 256 << 20  # read for the bandwidth: far past every cache
-_LIMIT_SIZE = 1024  # of the square matrices of the GEMM
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,27 +118,7 @@ class Run:
         return out.transpose(1, 2).reshape(self._q.shape)
 
 
-class Limits:
-    """What the machine gives at this moment: bytes or FLOPs per second."""
-
-    def __init__(self) -> None:
-        self._bytes = torch.ones(_LIMIT_BYTES // 4)
-        self._a = torch.randn(_LIMIT_SIZE, _LIMIT_SIZE)
-
-    def read_rate(self) -> float:
-        return _LIMIT_BYTES / seconds(self._bytes.sum)
-
-    def gemm_rate(self) -> float:
-        return 2 * _LIMIT_SIZE**3 / seconds(lambda: self._a @ self._a)
-
-
-def seconds(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
-def measure(run: Run, limits: Limits, num_pairs: int) -> dict[str, Any]:
+def measure(run: Run, limits: MachineLimits, num_pairs: int) -> dict[str, Any]:
     case = run.case
     decode = case.num_new == 1
     torch.testing.assert_close(run.attend(), run.sdpa(), rtol=1e-4, atol=1e-5)
@@ -183,7 +159,7 @@ def main() -> None:
         sys.exit("the kernels cannot be built here")
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
-    limits, rows = Limits(), []
+    limits, rows = MachineLimits(), []
     print(f"{'case':42} {'ms':>8} {'torch':>8} {'faster':>7} {'rate':>8} {'limit':>8} {'share':>6}")
     for case in cases():
         row = measure(Run(case, kernels), limits, arguments.pairs)

@@ -1,4 +1,4 @@
-"""The statistics of every benchmark: percentiles, and ratios of interleaved pairs.
+"""The statistics of every benchmark: percentiles, and what interleaved pairs tell.
 
 Pure: no clock, and every random draw comes from a seed.
 """
@@ -47,30 +47,44 @@ def _percentile_of_sorted(ordered: Sequence[float], percent: float) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class Ratio:
-    """The median of `n` pairwise ratios, and its bootstrap 95 % interval."""
+class Estimate:
+    """The median of `n` values, and its bootstrap 95 % interval."""
 
     median: float
     ci95: tuple[float, float]
     n: int
 
 
-def pairwise_ratio(
-    numerators: Sequence[float], denominators: Sequence[float], *, seed: int = 0
-) -> Ratio:
-    """Of two sides measured in turn, pair by pair: a machine's slow drift then cancels out.
-
-    The interval is the percentile bootstrap of the median: the middle 95 % of the medians of
-    resamples of the ratios.
-    """
-    if len(numerators) != len(denominators):
-        raise ValueError(f"{len(numerators)} values against {len(denominators)} are not pairs")
-    ratios = [above / below for above, below in zip(numerators, denominators, strict=True)]
+def estimate(values: Sequence[float], *, seed: int = 0) -> Estimate:
+    """The interval is the percentile bootstrap of the median: the middle 95 % of the medians of
+    resamples of the values."""
     draw = random.Random(seed)
-    medians = sorted(median(draw.choices(ratios, k=len(ratios))) for _ in range(_NUM_RESAMPLES))
+    medians = sorted(median(draw.choices(values, k=len(values))) for _ in range(_NUM_RESAMPLES))
     tail = 100 * (1 - _CONFIDENCE) / 2
     interval = (
         _percentile_of_sorted(medians, tail),
         _percentile_of_sorted(medians, 100 - tail),
     )
-    return Ratio(median(ratios), interval, len(ratios))
+    return Estimate(median(values), interval, len(values))
+
+
+def pairwise_ratio(
+    numerators: Sequence[float], denominators: Sequence[float], *, seed: int = 0
+) -> Estimate:
+    """Of two sides measured in turn, pair by pair: a machine's slow drift then cancels out."""
+    _check_pairs(numerators, denominators)
+    pairs = zip(numerators, denominators, strict=True)
+    return estimate([above / below for above, below in pairs], seed=seed)
+
+
+def pairwise_difference(
+    ones: Sequence[float], others: Sequence[float], *, seed: int = 0
+) -> Estimate:
+    """Each of `ones` less its partner in `others`."""
+    _check_pairs(ones, others)
+    return estimate([one - other for one, other in zip(ones, others, strict=True)], seed=seed)
+
+
+def _check_pairs(ones: Sequence[float], others: Sequence[float]) -> None:
+    if len(ones) != len(others):
+        raise ValueError(f"{len(ones)} values against {len(others)} are not pairs")

@@ -40,6 +40,12 @@ if TYPE_CHECKING:
 )
 @click.option("--max-step-s", type=float, help="Longest engine step in seconds (default 0.25).")
 @click.option("--max-chunk-tokens", type=int, help="Prompt tokens in a step at most (default 512).")
+@click.option(
+    "--verify/--no-verify",
+    "verify_checksums",
+    default=None,
+    help="Check the KV that prefill workers send (default; decode only).",
+)
 @click.option("--worker-id", help="Name in the cluster (default: role and process).")
 @click.option("--host", help="Address to listen on (default 127.0.0.1).")
 @click.option("--port", type=int, help="Port to listen on (default: any free one).")

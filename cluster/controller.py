@@ -17,9 +17,8 @@ from baton.errors import BatonError, Unavailable
 from cluster import reconcile
 from cluster.reconcile import Action, Drain, Forget, Instance, Kill, Limits, Phase, Start
 
-_TICK_S = 0.25  # between two looks at what is due by time alone
+_TICK_S = 0.1  # between two looks at what is due by time alone
 _STARTING_PROBE_S = 0.05
-_PROBE_S = 1.0
 
 
 class Running(Protocol):
@@ -42,11 +41,13 @@ Launcher = Callable[[str], Awaitable[Running]]
 
 
 class Controller:
-    """`tell` gets one line for everything an operator should hear of."""
+    """`tell` gets one line for everything an operator should hear of. `restarts`: whether what died is
+    started again; off while a cluster first starts, when that would only fail again."""
 
     def __init__(self, launch: Launcher, limits: Limits, tell: Callable[[str], None]) -> None:
         self.limits = limits
         self.known: dict[str, Instance] = {}
+        self.restarts = False
         self._launch = launch
         self._tell = tell
         self._wanted: tuple[str, ...] = ()
@@ -81,6 +82,8 @@ class Controller:
         match action:
             case Start():
                 before = self.known.get(name)
+                if before is not None and not self.restarts:
+                    return
                 self.known[name] = reconcile.started(name, before, time.monotonic())
                 self._tend(name, tasks)
             case Drain():
@@ -125,8 +128,10 @@ class Controller:
         while True:
             if await running.serves():
                 self._note_answer(name)
+            else:
+                self.known[name] = reconcile.asked_in_vain(self.known[name], time.monotonic())
             starting = self.known[name].phase is Phase.STARTING
-            await asyncio.sleep(_STARTING_PROBE_S if starting else _PROBE_S)
+            await asyncio.sleep(_STARTING_PROBE_S if starting else self.limits.probe_s)
 
     def _note_answer(self, name: str) -> None:
         now_s = time.monotonic()
@@ -143,7 +148,8 @@ class Controller:
         if name in self._wanted:
             self._died_s.setdefault(name, now_s)
             why = f"died: {error}" if error else "left"
-            self._tell(f"{name} (process {before.pid}) {why}; starting it again")
+            again = "; starting it again" if self.restarts else ""
+            self._tell(f"{name} (process {before.pid}) {why}{again}")
         self._changed.set()
 
     async def _drain(self, name: str) -> None:

@@ -55,7 +55,11 @@ class Launcher:
             "grpc_port": ports.grpc,
             "http_port": ports.http,
         }
-        return RouterProcess(self.place.start(name, "router", arguments(options)), ports.address)
+        environment = {**self.place.environment, **self.spec.router_environment}
+        process = replace(self.place, environment=environment).start(
+            name, "router", arguments(options)
+        )
+        return RouterProcess(process, ports.address)
 
     async def _start_worker(self, name: str) -> WorkerProcess:
         options = ActorOptions(name, self.spec.name, detached=bool(self.spec.ray_address))

@@ -1,7 +1,7 @@
 """A Ray of our own on this machine, and the way into one that exists.
 
 The private one is heard on the loopback only, has no dashboard, writes to a given folder only, and ends
-with this process, however that ends. What Ray reads from the environment is set here and nowhere else.
+with this process, however that ends.
 """
 
 from __future__ import annotations
@@ -10,14 +10,15 @@ import contextlib
 import logging
 import os
 import secrets
+import signal
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import ray
-
 from baton.errors import ConfigError, Unavailable
 from cluster.placement import Node
+from cluster.quiet_ray import ray
 
 _LOOPBACK = "127.0.0.1"
 _OBJECT_STORE_BYTES = 80 << 20  # about the least that Ray allows; nothing of ours goes through it
@@ -28,8 +29,6 @@ _TOKEN = secrets.token_hex(32)
 
 _ENVIRONMENT = {
     "RAY_AUTH_TOKEN": _TOKEN,
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # else a node on the loopback may not register
-    "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_prestart_worker_first_driver": "0",
     "RAY_worker_niceness": "0",  # Ray's 15 would let anything else on the machine delay a step
     "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1",  # CUDA IPC needs peers' GPUs visible
@@ -39,7 +38,7 @@ _ENVIRONMENT = {
 def start(folder: Path, environment: Mapping[str, str]) -> None:
     """`environment`: what Ray's processes, and so the actors, have beside this process's."""
     logging.getLogger("ray").setLevel(logging.ERROR)
-    with _set({**_ENVIRONMENT, **environment}):
+    with _set({**_ENVIRONMENT, **environment}), _signal_handlers_kept():
         try:
             ray.init(
                 "local",
@@ -59,7 +58,8 @@ def join(address: str) -> None:
     """Connects to the Ray cluster at `address` (host:port, or "auto")."""
     logging.getLogger("ray").setLevel(logging.ERROR)
     try:
-        ray.init(address, log_to_driver=False, configure_logging=False)
+        with _signal_handlers_kept():
+            ray.init(address, log_to_driver=False, configure_logging=False)
     except Exception as error:
         raise ConfigError(f"no Ray cluster can be joined: {error}", field="address") from error
 
@@ -98,6 +98,17 @@ def own_node_id() -> str:
 def own_address() -> str:
     """This node's, as other nodes reach it."""
     return str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
+
+
+@contextlib.contextmanager
+def _signal_handlers_kept() -> Iterator[None]:
+    """Ray sets one for SIGTERM that ends the process as it stands."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

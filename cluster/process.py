@@ -68,6 +68,7 @@ class Place:
                 stdout=output if self.quiet else None,
                 stderr=output if self.quiet else None,
                 env={**os.environ, **self.environment},
+                process_group=0,  # Ctrl-C is for whoever started it, who then ends it
                 preexec_fn=_die_with_parent,
             )
         return Process(name, popen, log)

@@ -173,16 +173,19 @@ class RayCluster:
         found = worker_actor.existing(self.spec.name) if joined else []
         self._want({*self._wanted, *found})  # those not wanted are taken over, too, then they drain
         self._wait_first_start()
+        self._controller.restarts = True
         self._want(self._wanted)
 
     def _wait_first_start(self) -> None:
-        """Where a worker cannot start at all, starting it again would not help: raises why."""
+        """Raises why one of them cannot start."""
+        assert self._folder is not None
         while not self._is_ready():
             for name, instance in self.known.items():
-                if instance.num_failures and instance.error is not None:
+                if instance.phase is Phase.ENDED:
                     if isinstance(instance.error, ConfigError):
                         raise instance.error
-                    raise Unavailable(f"{name}: {instance.error}\n{self.logs()}")
+                    tail = log_tail(self._folder.path / f"{name}.log")
+                    raise Unavailable(f"{name} did not start: {instance.error}\n{tail}")
             self.check()
             time.sleep(_POLL_S)
 

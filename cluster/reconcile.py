@@ -25,14 +25,14 @@ class Phase(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """What is known of one worker or router. `since_s`: in this phase since. `answered_s`: when it last
-    said that it can serve. `num_failures`: ends in a row that nobody asked for. `error`: what it is being
+    """What is known of one worker or router. `since_s`: in this phase since. `silent_since_s`: when it was
+    first asked in vain whether it serves, since it last said so; what nobody asked is not silent. `num_failures`: ends in a row that nobody asked for. `error`: what it is being
     killed for, or, until it serves again, what the last one of this name ended of."""
 
     name: str
     phase: Phase
     since_s: float
-    answered_s: float
+    silent_since_s: float | None = None
     num_failures: int = 0
     pid: int = 0
     error: BatonError | None = None
@@ -40,17 +40,18 @@ class Instance:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """`silent_s`: a running instance that does not answer for this long hangs. `drain_s`: how long an
+    """`silent_s`: what does not answer for this long hangs. `drain_s`: how long an
     orderly leave may take. `stable_s`: having run for this long, earlier failures are forgotten. The
     first restart is immediate, the next wait `backoff_s`, then twice as long each, up to
-    `max_backoff_s`."""
+    `max_backoff_s`. `probe_s`: between two questions whether it serves."""
 
     start_s: float = 120.0
-    silent_s: float = 5.0
+    silent_s: float = 3.0
     drain_s: float = 35.0
     stable_s: float = 2.0
     backoff_s: float = 0.25
     max_backoff_s: float = 10.0
+    probe_s: float = 1.0
 
     def restart_after_s(self, num_failures: int) -> float:
         if num_failures <= 1:
@@ -105,7 +106,7 @@ def _due(instance: Instance, wanted: bool, now_s: float, limits: Limits) -> Acti
             return Kill(name, f"was not ready after {limits.start_s:g} s")
         case Phase.RUNNING if not wanted:
             return Drain(name)
-        case Phase.RUNNING if now_s - instance.answered_s > limits.silent_s:
+        case Phase.RUNNING if _is_silent(instance, now_s, limits):
             return Kill(name, f"has not answered for {limits.silent_s:g} s")
         case Phase.DRAINING if elapsed_s > limits.drain_s:
             return Kill(name, f"did not leave within {limits.drain_s:g} s")
@@ -116,18 +117,29 @@ def _due(instance: Instance, wanted: bool, now_s: float, limits: Limits) -> Acti
     return None
 
 
+def _is_silent(instance: Instance, now_s: float, limits: Limits) -> bool:
+    since_s = instance.silent_since_s
+    return since_s is not None and now_s - since_s > limits.silent_s
+
+
 def started(name: str, before: Instance | None, now_s: float) -> Instance:
     """`before`: what was known of the one of this name that ended."""
     if before is None:
-        return Instance(name, Phase.STARTING, now_s, now_s)
-    return replace(before, phase=Phase.STARTING, since_s=now_s, answered_s=now_s, pid=0)
+        return Instance(name, Phase.STARTING, now_s)
+    return replace(before, phase=Phase.STARTING, since_s=now_s)
 
 
 def answered(instance: Instance, now_s: float) -> Instance:
     """It can serve; the first time, that makes it ready."""
     if instance.phase is Phase.STARTING:
-        return replace(instance, phase=Phase.RUNNING, since_s=now_s, answered_s=now_s, error=None)
-    return replace(instance, answered_s=now_s)
+        return replace(instance, phase=Phase.RUNNING, since_s=now_s, error=None)
+    return replace(instance, silent_since_s=None)
+
+
+def asked_in_vain(instance: Instance, now_s: float) -> Instance:
+    if instance.phase is not Phase.RUNNING or instance.silent_since_s is not None:
+        return instance
+    return replace(instance, silent_since_s=now_s)
 
 
 def draining(instance: Instance, now_s: float, error: BatonError | None = None) -> Instance:
@@ -144,6 +156,7 @@ def ended(instance: Instance, error: BatonError | None, now_s: float, limits: Li
         instance,
         phase=Phase.ENDED,
         since_s=now_s,
+        silent_since_s=None,
         num_failures=num_failures,
         pid=0,
         error=error,

@@ -6,7 +6,7 @@ Knows the roles' configurations and import paths, and no process.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +34,15 @@ _LEAST = {"num_routers": 1, "num_prefill_workers": 0, "num_decode_workers": 1}
 @dataclass(frozen=True, slots=True)
 class ClusterSpec:
     """`router`: the first router; each further one listens on the ports after those of the one before it.
-    `router_options`: beside ports, the options of `baton router` that make it `router`. `ray_address`: of
-    a Ray cluster to join, empty for one of our own; `name` tells apart several Batons on one."""
+    `router_options` and `router_environment`: beside ports, what makes `baton router` this `router`.
+    `ray_address`: of a Ray cluster to join, empty for one of our own; `name` tells apart several Batons
+    on one Ray."""
 
     router: RouterConfig
     prefill: PrefillConfig
     decode: DecodeConfig
     router_options: Fields = field(default_factory=dict)
+    router_environment: Mapping[str, str] = field(default_factory=dict)
     num_routers: int = 1
     num_prefill_workers: int = 1
     num_decode_workers: int = 1
@@ -51,6 +53,8 @@ class ClusterSpec:
         for name, least in _LEAST.items():
             if getattr(self, name) < least:
                 raise ConfigError(f"must be at least {least}", field=name)
+        if not self.decode.host.engine.model:
+            raise ConfigError("is required", field="model")
         if self.num_prefill_workers:
             self._check_roles_agree()
 
@@ -90,7 +94,8 @@ def role_of(worker_name: str) -> Role:
 @dataclass(frozen=True, slots=True)
 class Settings:
     """What a user gives: a TOML file with sections [router], [prefill] and [decode], and flags, which are
-    fields of those sections, of their host or of its engine by name. `workers` are for both roles."""
+    fields of those sections, of their host or of its engine by name. `workers` are for both roles.
+    `router` takes single values only, and `models`."""
 
     toml: Path | None = None
     router: Fields = field(default_factory=dict)
@@ -105,12 +110,19 @@ def read(settings: Settings, **counts: Any) -> ClusterSpec:
     _check_known(settings.workers)
     decode: DecodeConfig = _read_role(DecodeConfig, "decode", settings, settings.decode)
     prefill: PrefillConfig = _read_role(PrefillConfig, "prefill", settings, settings.prefill)
-    if str(decode.host.engine.model) in ("", "."):
-        raise ConfigError("is required", field="model")
-    router = load(RouterConfig, toml=settings.toml, section="router", flags=_given(settings.router))
-    models = router.models or _text_model(decode)
-    options = {**settings.router, "model": models, "config": settings.toml, "host": router.host}
-    return ClusterSpec(router, prefill, decode, options, **counts)
+    flags = _given(settings.router)
+    router = load(RouterConfig, toml=settings.toml, section="router", flags=flags)
+    options = {
+        "config": settings.toml and settings.toml.resolve(),
+        "host": router.host,
+        "model": router.models or _text_model(decode),
+    }
+    environment = {
+        f"BATON_ROUTER_{name.upper()}": str(value)
+        for name, value in flags.items()
+        if name not in ("models", *options)
+    }
+    return ClusterSpec(router, prefill, decode, options, environment, **counts)
 
 
 def nested(flags: Fields) -> dict[str, Any]:
@@ -123,7 +135,12 @@ def nested(flags: Fields) -> dict[str, Any]:
 
 def _read_role(cls: Any, section: str, settings: Settings, own: Fields) -> Any:
     common = {name: value for name, value in settings.workers.items() if _knows(cls, name)}
-    return load(cls, toml=settings.toml, section=section, flags=nested({**common, **own}))
+    config = load(cls, toml=settings.toml, section=section, flags=nested({**common, **own}))
+    model = config.host.engine.model
+    if not model or not Path(model).exists():
+        return config  # the name of a shape, or a folder of another node
+    engine = replace(config.host.engine, model=str(Path(model).resolve()))
+    return replace(config, host=replace(config.host, engine=engine))
 
 
 def _check_known(workers: Fields) -> None:

@@ -10,12 +10,9 @@ import asyncio
 from dataclasses import dataclass
 from typing import Any
 
-import ray
-from ray.exceptions import RayActorError, RayError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
 from baton.errors import BatonError, Unavailable, from_code
 from cluster import confirmed_kill, probe
+from cluster.quiet_ray import ray
 from worker.actor import Description, Launch, Outcome, WorkerActor
 
 _CREATE_S = 60.0
@@ -34,19 +31,19 @@ class ActorOptions:
 
 def create(launch: Launch, node_id: str, options: ActorOptions) -> Any:
     """The handle; returns before the process is there. Here and nowhere else a class becomes an actor."""
-    return (
-        ray.remote(WorkerActor)
-        .options(
-            name=options.name,
-            namespace=options.namespace,
-            lifetime="detached" if options.detached else None,
-            num_cpus=0,  # cores are given out by our placement
-            max_restarts=0,  # the controller restarts
-            max_concurrency=_NUM_THREADS,
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
-        )
-        .remote(launch)
+    node = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node_id, soft=False)
+    known_as = {"name": options.name, "namespace": options.namespace, "lifetime": "detached"}
+    actor = ray.remote(WorkerActor).options(
+        num_cpus=0,  # cores are given out by our placement
+        max_restarts=0,  # the controller restarts
+        max_concurrency=_NUM_THREADS,
+        scheduling_strategy=node,
+        **(known_as if options.detached else {}),
     )
+    try:
+        return actor.remote(launch)
+    except ray.exceptions.ActorAlreadyExistsError as error:  # of one that Ray still takes for alive
+        raise Unavailable(str(error)) from error
 
 
 def find(options: ActorOptions) -> Any | None:
@@ -62,7 +59,7 @@ async def describe(actor: Any) -> Description:
     try:
         async with asyncio.timeout(_CREATE_S):
             description: Description = await _answer(actor.describe.remote())
-    except (RayError, TimeoutError) as error:
+    except (ray.exceptions.RayError, TimeoutError) as error:
         raise Unavailable(f"its process did not start: {error}") from error
     return description
 
@@ -114,7 +111,7 @@ class WorkerProcess:
             return Unavailable("its process ended")
         try:
             outcome = self._outcome.result()
-        except RayActorError:
+        except ray.exceptions.RayActorError:
             return Unavailable("its process ended")
         await self._leave()
         if not outcome.code:

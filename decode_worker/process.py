@@ -9,9 +9,11 @@ from baton.v1 import decode_pb2_grpc, prefill_pb2
 from decode_worker.config import DecodeConfig
 from decode_worker.hand_off import HandOffs
 from decode_worker.messages import Commands, Event
+from decode_worker.prefill_link import DecodeSide
 from decode_worker.scheduler import Scheduler
 from decode_worker.service import DecodeService
 from decode_worker.state_machine import DecodeRequests
+from decode_worker.verifier import Verifier
 from engine.block_manager import BlockManager
 from kv_transfer.choose import Receivers
 from worker.engine import LoadedEngine
@@ -32,22 +34,19 @@ async def run(config: DecodeConfig, engine: LoadedEngine) -> None:
         pool, engine.shared, config.host.host, times.progress_timeout_s, config.host.transports
     )
 
-    def hello() -> prefill_pb2.PrefillHello:
+    def hello(stream: int) -> prefill_pb2.PrefillHello:
         info = host.info
         return prefill_pb2.PrefillHello(
             worker_id=info.worker_id,
             incarnation=info.incarnation,
             fingerprint=convert.fingerprint_to_proto(info.fingerprint),
             endpoints=[receivers.offer()],
+            stream=stream,
         )
 
+    verifier = Verifier(pool, verify=config.verify_checksums)
     hand_offs = HandOffs(
-        pool,
-        receivers,
-        hello,
-        lambda event: host.post(event),
-        times,
-        block_size=blocks.block_size,
+        DecodeSide(receivers, verifier, hello, lambda event: host.post(event), times)
     )
 
     def deliver(commands: Commands) -> None:

@@ -173,6 +173,8 @@ class DecodeRequests:
                 if request := self._request_of_transfer.get(transfer):
                     request.verified = event
                     self._join(request, now_s)
+                else:  # given up meanwhile; complete, so nobody writes it any more
+                    self._fenced(transfer)
             case HandOffFailed(transfer):
                 if request := self._request_of_transfer.get(transfer):
                     self._hand_off_failed(request, event)
@@ -312,10 +314,13 @@ class DecodeRequests:
 
     def _first_tokens(self, request: _Request, event: FirstTokens, now_s: float) -> None:
         router, number = request.key
-        if event.prompt_logprobs:
-            self._outbox(router).prompt_logprobs.append((number, event.prompt_logprobs))
+        remote = request.remote
+        assert remote is not None
+        # A prefill worker gives them from the start, also after another one had given them.
+        if fresh := remote.take_prompt_logprobs(0, event.prompt_logprobs):
+            self._outbox(router).prompt_logprobs.append((number, fresh))
             for sample in request.samples:
-                sample.num_prompt_logprobs = sample.num_prompt_tokens - 1
+                sample.num_prompt_logprobs = remote.num_prompt_logprobs
         by_index = {sample.sample_index: sample for sample in request.live}
         for token in event.tokens:
             if drawer := by_index.get(token.sample_index):

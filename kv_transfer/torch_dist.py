@@ -4,7 +4,7 @@ Each pair of ranks has a connection of its own, with a process group of its own 
 
     P (rank 1 of 2)                              D (rank 0 of 2)
     control socket ------ hello ------------->   one thread per connection
-                   <----- the group's name ---   (a number never used twice: its epoch)
+                   <----- rendezvous -------->   of a group that no other pair and no later one shares
     group.send ...                               group.recv straight into the pool's blocks
                    ------ what is written ---->  into scratch memory where the transfer is revoked
                    <----- whether it landed --
@@ -23,18 +23,16 @@ The path of NCCL needs two GPUs and has not been run by us.
 from __future__ import annotations
 
 import hmac
-import itertools
 import logging
 import secrets
 import socket
 import threading
 from collections import Counter
 from collections.abc import Sequence
-from datetime import timedelta
 
 import torch
 from torch import Tensor
-from torch._C._distributed_c10d import TCPStore
+from torch._C._distributed_c10d import Store
 
 from baton.errors import Cancelled, ConfigError, IncompatiblePeer, PeerLost
 from kv_transfer import wire_format
@@ -43,7 +41,7 @@ from kv_transfer.framing import Connection
 from kv_transfer.layout import PoolLayout, Slice, plan, pool_slices
 from kv_transfer.link import OrderedLink
 from kv_transfer.pool import Pool, source_checksums
-from kv_transfer.torch_group import Group, Meeting, join, loss_of_peer, wait
+from kv_transfer.torch_group import Group, join, loss_of_peer, wait
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +63,6 @@ class TorchDistReceiver:
         self._host = host
         self._timeout_s = progress_timeout_s
         self._token = secrets.token_bytes(16)
-        self._names = itertools.count(1)
         self._lock = threading.Lock()  # guards everything below
         self._open: dict[TransferId, frozenset[int]] = {}
         self._num_posted: Counter[TransferId] = Counter()  # writes that are being received
@@ -73,18 +70,8 @@ class TorchDistReceiver:
         self._closed = False
         try:
             self._listener = socket.create_server((host, 0), backlog=128)
-            rendezvous = socket.create_server((host, 0), backlog=128)
         except OSError as error:
             raise ConfigError(f"cannot listen on {host}: {error}", field="host") from error
-        self._store_port: int = rendezvous.getsockname()[1]
-        self._store = TCPStore(
-            host,
-            self._store_port,
-            is_master=True,
-            wait_for_workers=False,
-            timeout=timedelta(seconds=progress_timeout_s),
-            master_listen_fd=rendezvous.detach(),
-        )
         threading.Thread(target=self._accept, name="kv-accept", daemon=True).start()
 
     def offer(self) -> bytes:
@@ -92,7 +79,6 @@ class TorchDistReceiver:
             {
                 "host": self._host,
                 "port": self._listener.getsockname()[1],
-                "store_port": self._store_port,
                 "token": self._token,
                 "layout": wire_format.pack_layout(self._pool.layout),
             }
@@ -157,16 +143,8 @@ class TorchDistReceiver:
             raise IncompatiblePeer("is not that of our offer", field="token")
         source = wire_format.unpack_layout(hello["layout"])
         slices = plan(source, self._pool.layout)
-        name = f"pair/{next(self._names)}"
-        connection.send({"group": name}, self._timeout_s)
-        group = join(
-            Meeting(self._host, self._store_port, name),
-            _DECODE,
-            self._host,
-            self._pool.memory.device,
-            self._timeout_s,
-        )
-        writer = _Writer(source, slices, group)
+        group, store = join(connection, _DECODE, self._pool.memory.device, self._timeout_s)
+        writer = _Writer(source, slices, group, store)
         while True:
             header = connection.receive(None, **_HEADER)
             transfer = TransferId(header["request_id"], header["attempt"])
@@ -196,10 +174,13 @@ class TorchDistReceiver:
 class _Writer:
     """A connected prefill rank, on its thread of the receiver."""
 
-    def __init__(self, layout: PoolLayout, slices: Sequence[Slice], group: Group) -> None:
+    def __init__(
+        self, layout: PoolLayout, slices: Sequence[Slice], group: Group, store: Store
+    ) -> None:
         self._layout = layout
         self._slices = slices
         self._group = group
+        self._store = store  # the group uses it as long as it lives
         self._scratch: Tensor | None = None
 
     def receive(self, write: Write, pool: Pool, timeout_s: float, *, landing: bool) -> None:
@@ -229,9 +210,7 @@ class TorchDistSender:
         self.checksums = checksums
 
     def connect(self, offer: bytes) -> OrderedLink:
-        fields = wire_format.unpack(
-            offer, host=str, port=int, store_port=int, token=bytes, layout=dict
-        )
+        fields = wire_format.unpack(offer, host=str, port=int, token=bytes, layout=dict)
         host, port = fields["host"], fields["port"]
         destination = wire_format.unpack_layout(fields["layout"])
         slices = plan(self.pool.layout, destination)
@@ -239,15 +218,11 @@ class TorchDistSender:
         try:
             layout = wire_format.pack_layout(self.pool.layout)
             connection.send({"token": fields["token"], "layout": layout}, self.timeout_s)
-            name = connection.receive(self.timeout_s, group=str)["group"]
-            meeting = Meeting(host, fields["store_port"], name)
-            group = join(
-                meeting, _PREFILL, connection.local_host, self.pool.memory.device, self.timeout_s
-            )
+            group, store = join(connection, _PREFILL, self.pool.memory.device, self.timeout_s)
         except BaseException:
             connection.close()
             raise
-        wire = _GroupWire(self, destination, slices, connection, group)
+        wire = _GroupWire(self, destination, slices, connection, (group, store))
         return OrderedLink(wire, f"{host}:{port}")
 
 
@@ -260,14 +235,14 @@ class _GroupWire:
         destination: PoolLayout,
         slices: Sequence[Slice],
         connection: Connection,
-        group: Group,
+        group: tuple[Group, Store],
     ) -> None:
         self.piece_bytes = destination.piece_bytes
         self._sender = sender
         self._destination = destination
         self._slices = slices
         self._connection = connection
-        self._group = group
+        self._group, self._store = group  # the group uses the store as long as it lives
 
     def put(self, transfer: TransferId, write: Write) -> list[int]:
         pool, timeout_s = self._sender.pool, self._sender.timeout_s

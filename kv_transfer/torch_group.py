@@ -8,16 +8,16 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
-from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
+from torch._C._distributed_c10d import Store
 from torch.distributed import ProcessGroupGloo, Work
 
 from baton.errors import PeerLost
+from kv_transfer.framing import Connection
 
 
 class Group(Protocol):
@@ -27,50 +27,23 @@ class Group(Protocol):
     def recv(self, tensors: list[Tensor], rank: int, tag: int, /) -> Work: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Meeting:
-    """Where and under which name the two ranks of a group find each other."""
-
-    host: str
-    store_port: int
-    name: str
-
-
 def join(
-    meeting: Meeting, rank: int, own_host: str, device: torch.device, timeout_s: float
-) -> Group:
-    """Returns when both ranks are connected; PeerLost where the other does not come."""
+    connection: Connection, rank: int, device: torch.device, timeout_s: float
+) -> tuple[Group, Store]:
+    """Makes the group together with the other end of `connection`, which nobody else uses meanwhile.
+
+    Returns when both are connected; PeerLost where the other does not come. The store is to be kept as
+    long as the group.
+    """
     timeout = timedelta(seconds=timeout_s)
+    store = _PairStore(connection, timeout_s)
     with loss_of_peer():
-        # A client of its own: a store answers one thread at a time, and this one waits.
-        client = TCPStore(
-            meeting.host,
-            meeting.store_port,
-            is_master=False,
-            wait_for_workers=False,
-            timeout=timeout,
-        )
-        store = PrefixStore(meeting.name, client)
         if device.type == "cuda":
-            return _nccl(store, rank, timeout)
+            return _nccl(store, rank, timeout), store
         options = ProcessGroupGloo._Options()  # type: ignore[attr-defined]
         options._timeout = timeout
-        options._devices = [_gloo_device(own_host)]
-        return cast(Group, ProcessGroupGloo(store, rank, 2, options))
-
-
-def _nccl(store: Store, rank: int, timeout: timedelta) -> Group:
-    from torch.distributed import ProcessGroupNCCL  # absent from torch for the CPU
-
-    options = ProcessGroupNCCL.Options()
-    options._timeout = timeout
-    return cast(Group, ProcessGroupNCCL(store, rank, 2, options))
-
-
-@functools.cache
-def _gloo_device(host: str) -> Any:
-    """One thread of Gloo serves all groups of this process that use this address."""
-    return ProcessGroupGloo.create_device(hostname=host)
+        options._devices = [_gloo_device(connection.local_host)]
+        return cast(Group, ProcessGroupGloo(store, rank, 2, options)), store
 
 
 def wait(works: Sequence[Work], timeout_s: float, device: torch.device) -> None:
@@ -88,3 +61,47 @@ def loss_of_peer() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise PeerLost(f"torch.distributed: {error}") from error
+
+
+class _PairStore(Store):
+    """The key-value store by which two ranks find each other: what one sets, the other is sent.
+
+    torch's own TCPStore would need a port and a thread per receiver, and connecting to it times out
+    about once in some hundred times.
+    """
+
+    def __init__(self, connection: Connection, timeout_s: float) -> None:
+        super().__init__()
+        self._connection = connection
+        self._timeout_s = timeout_s
+        self._values: dict[str, bytes] = {}
+
+    def set(self, key: str, value: bytes) -> None:  # type: ignore[override]
+        self._values[key] = value
+        self._connection.send({"key": key, "value": value}, self._timeout_s)
+
+    def get(self, key: str) -> bytes:
+        self.wait([key])
+        return self._values[key]
+
+    def wait(self, keys: list[str], timeout: timedelta | None = None) -> None:  # type: ignore[override]
+        while any(key not in self._values for key in keys):
+            word = self._connection.receive(self._timeout_s, key=str, value=bytes)
+            self._values[word["key"]] = word["value"]
+
+    def check(self, keys: list[str]) -> bool:
+        return all(key in self._values for key in keys)
+
+
+def _nccl(store: Store, rank: int, timeout: timedelta) -> Group:
+    from torch.distributed import ProcessGroupNCCL  # absent from torch for the CPU
+
+    options = ProcessGroupNCCL.Options()
+    options._timeout = timeout
+    return cast(Group, ProcessGroupNCCL(store, rank, 2, options))
+
+
+@functools.cache
+def _gloo_device(host: str) -> Any:
+    """One thread of Gloo serves all groups of this process that use this address."""
+    return ProcessGroupGloo.create_device(hostname=host)

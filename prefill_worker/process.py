@@ -39,14 +39,20 @@ async def run(config: PrefillConfig, engine: LoadedEngine) -> None:
     blocks = BlockManager(runner.num_blocks, runner.layout.block_size)
     scheduler = PrefillScheduler(blocks, config.limits())
     role = PrefillRequests(scheduler, config.host.times.block_hold_s)
-    service = PrefillService(Senders(engine.pool(), config.host.times.progress_timeout_s))
+    senders = Senders(engine.pool(), config.host.times.progress_timeout_s)
+    service = PrefillService(senders)
 
     def deliver(commands: Commands) -> None:
         pusher.perform(commands.orders)
         if commands.words:
             loop.call_soon_threadsafe(service.send, commands.words)
 
-    pusher = Pusher(runner.layout.num_layers, lambda event: host.post(event), service.announce)
+    pusher = Pusher(
+        runner.layout.num_layers,
+        lambda event: host.post(event),
+        service.announce,
+        service.hang_up,
+    )
     host: Host[Event, Commands] = Host(
         config.host, runner, _PushingRunner(runner, role, pusher), role, deliver
     )

@@ -35,6 +35,7 @@ from prefill_worker.messages import (
 log = logging.getLogger(__name__)
 
 Announce = Callable[[Key, int, int], None]  # key, logical block, checksum
+HangUp = Callable[[ReaderId, BatonError], None]
 
 
 @dataclass(slots=True)
@@ -49,12 +50,20 @@ class _Transfer:
 
 
 class Pusher:
-    """`announce` is called on a link's thread for every block that lies in the reader's pool whole."""
+    """`announce` is called on a link's thread for every block that lies in the reader's pool whole,
+    `hang_up` on any thread when a link has failed: it will not work again."""
 
-    def __init__(self, num_layers: int, post: Callable[[Event], None], announce: Announce) -> None:
+    def __init__(
+        self,
+        num_layers: int,
+        post: Callable[[Event], None],
+        announce: Announce,
+        hang_up: HangUp,
+    ) -> None:
         self._num_layers = num_layers
         self._post = post
         self._announce = announce
+        self._hang_up = hang_up
         self._lock = threading.Lock()
         self._links: dict[ReaderId, Link] = {}
         self._transfers: dict[Key, _Transfer] = {}
@@ -64,11 +73,10 @@ class Pusher:
     def add_reader(self, reader: ReaderId, link: Link) -> None:
         self._links[reader] = link
 
-    def remove_reader(self, reader: ReaderId) -> None:
-        """Its stream ended; its link ends once what it had asked for is fenced."""
+    def remove_reader(self, reader: ReaderId) -> Future[None]:
+        """Its stream ended. Done when nothing is written any more for what it had asked."""
         link = self._links.pop(reader, None)
-        if link is not None:
-            self._fences.submit(link.close)
+        return self._fences.submit(link.close if link is not None else lambda: None)
 
     def close(self) -> None:
         for link in self._links.values():
@@ -106,7 +114,7 @@ class Pusher:
         try:
             link.open(transfer.id, order.destination_blocks)
         except BatonError as error:
-            self._post(WriteFailed(order.key, error))
+            self._failed(order.key, error)
             return
         with self._lock:
             self._transfers[order.key] = transfer
@@ -130,7 +138,7 @@ class Pusher:
         if error is not None:
             if not isinstance(error, Cancelled):  # fenced on purpose: whoever asked knows
                 known = error if isinstance(error, BatonError) else Internal(repr(error))
-                self._post(WriteFailed(key, known))
+                self._failed(key, known)
             return
         complete: list[tuple[int, int]] = []
         with self._lock:
@@ -149,6 +157,10 @@ class Pusher:
                     )  # may be sent again
         for logical, total in complete:
             self._announce(key, logical, total)
+
+    def _failed(self, key: Key, error: BatonError) -> None:
+        self._post(WriteFailed(key, error))
+        self._hang_up(key[0], error)
 
     # On the fence thread
 

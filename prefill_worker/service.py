@@ -11,10 +11,12 @@ from typing import Any
 import grpc
 
 from baton import convert
-from baton.errors import IncompatiblePeer, InvalidArgument
+from baton.errors import BatonError, IncompatiblePeer, InvalidArgument
 from baton.types import WorkerInfo
 from baton.v1 import prefill_pb2, prefill_pb2_grpc
-from kv_transfer import choose
+from kv_transfer.base import Link
+from kv_transfer.choose import Senders
+from kv_transfer.introduction import pack_process
 from prefill_worker.messages import (
     Ask,
     Cancel,
@@ -30,8 +32,8 @@ from prefill_worker.messages import (
     Word,
 )
 from prefill_worker.push import Pusher
+from prefill_worker.streams import Stream, Streams
 
-Outgoing = asyncio.Queue[prefill_pb2.PrefillEvent | None]
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -43,61 +45,77 @@ class PrefillService(prefill_pb2_grpc.PrefillServicer):
     pusher: Pusher
     info: Callable[[], WorkerInfo]
 
-    def __init__(self, senders: choose.Senders) -> None:
+    def __init__(self, senders: Senders) -> None:
         self._senders = senders
         self._reader_ids = count(1)
-        self._outgoing: dict[ReaderId, Outgoing] = {}
+        self._streams = Streams()
+        self._fences: set[asyncio.Task[None]] = set()
         self._names: dict[Key, str] = {}  # request ids, for the words that name them
         self._loop = asyncio.get_running_loop()
 
     async def Prefill(
         self, request_iterator: AsyncIterator[prefill_pb2.PrefillCommand], context: Context
     ) -> AsyncIterator[prefill_pb2.PrefillEvent]:
-        reader = next(self._reader_ids)
-        outgoing: Outgoing = asyncio.Queue()
-        reading = asyncio.create_task(self._read(reader, request_iterator, outgoing))
+        stream = Stream(next(self._reader_ids))
+        self._streams.add(stream)
+        reading = stream.reading = asyncio.create_task(self._read(stream, request_iterator))
         try:
-            while (event := await outgoing.get()) is not None:
+            while (event := await stream.outgoing.get()) is not None:
+                if isinstance(event, BatonError):
+                    raise event
                 yield event
             await reading  # raises what ended it
         finally:
             reading.cancel()
-            self._outgoing.pop(reader, None)
-            self.post(ReaderLost(reader))
-            self.pusher.remove_reader(reader)
-            self._names = {key: name for key, name in self._names.items() if key[0] != reader}
+            self._end(stream)
+
+    def _end(self, stream: Stream) -> None:
+        reader = stream.reader
+        self.post(ReaderLost(reader))
+        closing = asyncio.wrap_future(self.pusher.remove_reader(reader))
+        fence = asyncio.create_task(self._streams.fence(stream, closing))
+        self._fences.add(fence)
+        fence.add_done_callback(self._fences.discard)
+        self._names = {key: name for key, name in self._names.items() if key[0] != reader}
 
     def send(self, words: Mapping[ReaderId, Sequence[Word]]) -> None:
         """Sends what a step produced. On the event loop."""
         for reader, each in words.items():
-            if outgoing := self._outgoing.get(reader):
+            if stream := self._streams.get(reader):
                 for word in each:
                     for event in self._events((reader, word.number), word):
-                        outgoing.put_nowait(event)
+                        stream.outgoing.put_nowait(event)
 
     def announce(self, key: Key, logical: int, checksum: int) -> None:
         """A block lies in the reader's pool. Any thread."""
         self._loop.call_soon_threadsafe(self._announce, key, logical, checksum)
 
     def _announce(self, key: Key, logical: int, checksum: int) -> None:
-        if outgoing := self._outgoing.get(key[0]):
+        if stream := self._streams.get(key[0]):
             sent = prefill_pb2.BlocksSent(
                 **self._named(key), first_block=logical, checksums=[checksum]
             )
-            outgoing.put_nowait(prefill_pb2.PrefillEvent(blocks_sent=sent))
+            stream.outgoing.put_nowait(prefill_pb2.PrefillEvent(blocks_sent=sent))
+
+    def hang_up(self, reader: ReaderId, error: BatonError) -> None:
+        """The link to a reader failed, which is its end: over a new stream there will be another one.
+        Any thread."""
+        self._loop.call_soon_threadsafe(self._hang_up, reader, error)
+
+    def _hang_up(self, reader: ReaderId, error: BatonError) -> None:
+        if stream := self._streams.get(reader):
+            stream.hang_up(error)
 
     async def _read(
-        self,
-        reader: ReaderId,
-        commands: AsyncIterator[prefill_pb2.PrefillCommand],
-        outgoing: Outgoing,
+        self, stream: Stream, commands: AsyncIterator[prefill_pb2.PrefillCommand]
     ) -> None:
+        reader = stream.reader
         try:
             async for command in commands:
                 match command.WhichOneof("command"):
                     case "hello":
-                        outgoing.put_nowait(await self._welcome(reader, command.hello))
-                        self._outgoing[reader] = outgoing
+                        stream.outgoing.put_nowait(await self._welcome(stream, command.hello))
+                        stream.welcome = True
                     case "start":
                         self._names[reader, command.start.attempt] = command.start.request_id
                         self.post(_ask(reader, command.start))
@@ -111,23 +129,32 @@ class PrefillService(prefill_pb2_grpc.PrefillServicer):
                     case kind:
                         raise InvalidArgument(f"{kind!r} is not expected here", field="command")
         finally:
-            outgoing.put_nowait(None)
+            stream.outgoing.put_nowait(None)
 
     async def _welcome(
-        self, reader: ReaderId, hello: prefill_pb2.PrefillHello
+        self, stream: Stream, hello: prefill_pb2.PrefillHello
     ) -> prefill_pb2.PrefillEvent:
         """Refuses a peer of another model; opens the best link that both sides offer."""
         info = self.info()
         if hello.fingerprint.identity != info.fingerprint.identity:
             raise IncompatiblePeer("serves other weights", field="fingerprint.identity")
-        transport, link = await asyncio.to_thread(self._senders.connect, hello.endpoints[0])
-        self.pusher.add_reader(reader, link)
+        await self._streams.replace(stream, hello)
+        transport, link = await self._connect(hello.endpoints[0])
+        self.pusher.add_reader(stream.reader, link)
         welcome = prefill_pb2.PrefillWelcome(
             info=convert.worker_info_to_proto(info),
             transport=transport,
-            endpoints=[choose.pack_process()],
+            endpoints=[pack_process()],
         )
         return prefill_pb2.PrefillEvent(welcome=welcome)
+
+    async def _connect(self, offer: bytes) -> tuple[str, Link]:
+        connecting = self._loop.run_in_executor(None, self._senders.connect, offer)
+        try:
+            return await asyncio.shield(connecting)
+        except asyncio.CancelledError:
+            connecting.add_done_callback(_close_link)  # nobody will use it
+            raise
 
     def _events(self, key: Key, word: Word) -> list[prefill_pb2.PrefillEvent]:
         named = self._named(key)
@@ -168,6 +195,11 @@ class PrefillService(prefill_pb2_grpc.PrefillServicer):
 
     def _named(self, key: Key) -> dict[str, Any]:
         return {"request_id": self._names.get(key, ""), "attempt": key[1]}
+
+
+def _close_link(connecting: asyncio.Future[tuple[str, Link]]) -> None:
+    if not connecting.cancelled() and connecting.exception() is None:
+        connecting.result()[1].close()
 
 
 def _ask(reader: ReaderId, message: prefill_pb2.PrefillStart) -> Ask:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import grpc
 
 from baton import convert
-from baton.errors import BatonError, Cancelled, Internal, Unavailable
+from baton.errors import BatonError, Internal, Unavailable
 from baton.instants import ClockOffset
 from baton.types import FinishReason, HandOffReport, PositionLogprobs, PrefillChoice, Usage
 from baton.v1 import decode_pb2, decode_pb2_grpc
@@ -78,22 +78,18 @@ class Leg:
     def __init__(self, key: int, stream: DecodeStream) -> None:
         self.key = key
         self.pending = LegUpdate()
-        self.unread_since_s = time.monotonic()
         self._stream = stream
         self._wake = asyncio.Event()
         self._lost: BatonError | None = None
 
     async def take(self) -> LegUpdate:
         """Waits for news. Raises Unavailable when the worker is lost and nothing is left to read."""
-        if isinstance(self._lost, Cancelled):
-            raise self._lost  # dropped for reading too slowly: what is pending is not read either
         while not self.pending:
             if self._lost is not None:
                 raise self._lost
             self._wake.clear()
             await self._wake.wait()
         update, self.pending = self.pending, LegUpdate()
-        self.unread_since_s = time.monotonic()
         return update
 
     def cancel(self, sample_index: int | None = None) -> None:
@@ -108,8 +104,6 @@ class Leg:
         self._stream.close_leg(self.key)
 
     def wake(self) -> None:
-        if not self._wake.is_set():  # its reader is waiting, so nothing was unread until now
-            self.unread_since_s = time.monotonic()
         self._wake.set()
 
     def lose(self, error: BatonError) -> None:
@@ -121,18 +115,12 @@ class DecodeStream:
     """`run` keeps the stream open until cancelled; `connected` says whether legs can start."""
 
     def __init__(
-        self,
-        worker_id: str,
-        router_id: str,
-        *,
-        slow_client_s: float,
-        on_change: Callable[[], Awaitable[None]],
+        self, worker_id: str, router_id: str, on_change: Callable[[], Awaitable[None]]
     ) -> None:
         self.worker_id = worker_id
         self.connected = False
         self.clock_offset = ClockOffset()
         self._router_id = router_id
-        self._slow_client_s = slow_client_s
         self._on_change = on_change
         self._legs: dict[int, Leg] = {}
         self._num_legs = 0
@@ -203,16 +191,7 @@ class DecodeStream:
         while True:
             probe = decode_pb2.ClockProbe(router_time_s=time.monotonic())
             self._send(decode_pb2.RouterMessage(clock_probe=probe))
-            self._drop_slow_clients()
             await asyncio.sleep(_PROBE_INTERVAL_S)
-
-    def _drop_slow_clients(self) -> None:
-        """A client that does not read must not hold blocks on a worker."""
-        oldest_s = time.monotonic() - self._slow_client_s
-        for leg in list(self._legs.values()):
-            if leg.pending and leg.unread_since_s < oldest_s:
-                self.close_leg(leg.key)
-                leg.lose(Cancelled(f"nothing was read for {self._slow_client_s:g} s"))
 
     def _send(self, message: decode_pb2.RouterMessage) -> None:
         self._outgoing.put_nowait(message)

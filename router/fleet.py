@@ -62,15 +62,12 @@ class Fleet:
         index: BlockIndex,
         router_id: str,
         on_resize: Callable[[int], None],
-        *,
-        slow_client_s: float,
     ) -> None:
         self.pools = pools
         self.index = index
         self._state = state
         self._router_id = router_id
         self._on_resize = on_resize
-        self._slow_client_s = slow_client_s
         self._workers: dict[str, _Worker] = {}
         self._changed = asyncio.Condition()
 
@@ -129,12 +126,7 @@ class Fleet:
         self._update(member)
         stream = None
         if member.info.role is Role.DECODE:
-            stream = DecodeStream(
-                member.info.worker_id,
-                self._router_id,
-                slow_client_s=self._slow_client_s,
-                on_change=self._announce,
-            )
+            stream = DecodeStream(member.info.worker_id, self._router_id, self._announce)
         self._workers[member.info.worker_id] = _Worker(member, self.index, stream)
 
     def _update(self, member: Member) -> None:

@@ -39,18 +39,14 @@ class Router:
         self._models = Models.load(config.model_folders(), pools)
         self._state = EmbeddedState(config.times)
         self._gate = Gate(Admission(config.max_in_flight_per_pool, config.max_waiting))
-        self._fleet = Fleet(
-            self._state,
-            pools,
-            BlockIndex(),
-            self.router_id,
-            self._resize,
-            slow_client_s=config.times.slow_client_s,
-        )
+        self._fleet = Fleet(self._state, pools, BlockIndex(), self.router_id, self._resize)
         self._metrics = Metrics(self._gate, pools)
         self._requests = RequestLog(config.num_logged_requests, self._metrics.ended)
         self._dispatcher = Dispatcher(config, self._models, self._fleet, self._gate, self._requests)
-        self.server = Server(ServerOptions(host=config.host, port=config.grpc_port))
+        slow_client_s = config.times.slow_client_s
+        self.server = Server(
+            ServerOptions(config.host, config.grpc_port, slow_client_s=slow_client_s)
+        )
         self._stop = asyncio.Event()
 
     async def run(self) -> None:
@@ -58,7 +54,7 @@ class Router:
         self._add_services()
         await self.server.start()
         http = await HttpServer.start(
-            create_app(self._dispatcher, self._metrics.registry),
+            create_app(self._dispatcher, self._metrics.registry, self.config.times.slow_client_s),
             self.config.host,
             self.config.http_port,
         )

@@ -205,6 +205,7 @@ class Host(Generic[Event, Commands]):
         self._drain_task = self._loop.create_task(self._drain(grace_s))
 
     async def _drain(self, grace_s: float) -> None:
+        await self.server.leave()
         await self.ask(self._role.start_draining)
         give_up_s = time.monotonic() + grace_s
         while await self.ask(lambda: self._role.num_requests):

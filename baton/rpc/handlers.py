@@ -30,10 +30,11 @@ Behavior = Callable[[Any, Context], Any]
 
 class Calls:
     """The calls in flight that a server answers for: counted, bounded, and refused once it
-    drains."""
+    drains. `slow_client_s`: how long a client may leave a response unread; None for no limit."""
 
-    def __init__(self, max_streams: int) -> None:
+    def __init__(self, max_streams: int, slow_client_s: float | None = None) -> None:
         self.max_streams = max_streams
+        self.slow_client_s = slow_client_s
         self.num_calls = 0
         self.num_streams = 0
         self.draining = False
@@ -105,11 +106,21 @@ def _stream(method: str, behavior: Behavior, calls: Calls) -> Behavior:
             with calls.one(stream=True):
                 async with aclosing(behavior(_decoded(request), context)) as responses:
                     async for response in responses:
-                        await context.write(response)
+                        await _write(response, context, calls.slow_client_s)
         except Exception as error:
             await _abort(method, context, error)
 
     return call
+
+
+async def _write(response: Any, context: Context, slow_client_s: float | None) -> None:
+    """Waits for as long as flow control asks for: a client that does not read holds up its own call
+    only, and not for ever."""
+    try:
+        async with asyncio.timeout(slow_client_s):
+            await context.write(response)
+    except TimeoutError:
+        raise errors.Cancelled(f"nothing was read for {slow_client_s:g} s") from None
 
 
 def _decoded(request: Any) -> Any:

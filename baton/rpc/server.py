@@ -33,13 +33,15 @@ _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 @dataclass(frozen=True, slots=True)
 class ServerOptions:
     """`port` 0: any free one. `max_message_bytes`: a longer request is refused by gRPC itself with
-    RESOURCE_EXHAUSTED and both sizes in the message. `reuse_port`: several processes on one
-    port."""
+    RESOURCE_EXHAUSTED and both sizes in the message. `slow_client_s`: a call whose client reads
+    nothing for this long is cancelled, unless it is a background one; None for no limit.
+    `reuse_port`: several processes on one port."""
 
     host: str = "127.0.0.1"
     port: int = 0
     max_message_bytes: int = MAX_MESSAGE_BYTES
     max_open_streams: int = 4096
+    slow_client_s: float | None = None
     reuse_port: bool = False
 
 
@@ -52,7 +54,7 @@ class Server:
     def __init__(self, options: ServerOptions | None = None) -> None:
         self.options = options or ServerOptions()
         self.port = 0  # the real one, once started
-        self._calls = Calls(self.options.max_open_streams)
+        self._calls = Calls(self.options.max_open_streams, self.options.slow_client_s)
         self._background_calls = Calls(self.options.max_open_streams)
         self._services: list[str] = []
         self._health = health.aio.HealthServicer()
@@ -104,14 +106,18 @@ class Server:
         return self.port
 
     async def set_serving(self, serving: bool) -> None:
-        """What health says, overall and of every service. Has no effect once the server drains."""
+        """What health says, overall and of every service. Has no effect once the server leaves."""
         for service in ("", *self._services):
             await self._health.set(service, _SERVING if serving else _NOT_SERVING)
+
+    async def leave(self) -> None:
+        """Health says from now on and for good that this process does not serve; it still answers."""
+        await self._health.enter_graceful_shutdown()
 
     async def drain(self, grace_s: float) -> None:
         """Leaves in order: health says so, new work is refused with `Draining`, work in flight has
         `grace_s` to end, then everything that is still open is cut with UNAVAILABLE."""
-        await self._health.enter_graceful_shutdown()
+        await self.leave()
         self._calls.draining = True
         try:
             async with asyncio.timeout(grace_s):

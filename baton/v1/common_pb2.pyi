@@ -335,6 +335,7 @@ class Timeline(_message.Message):
     TRANSFER_S_FIELD_NUMBER: _builtins.int
     TRANSFER_EXPOSED_S_FIELD_NUMBER: _builtins.int
     NUM_PREFILL_CACHED_TOKENS_FIELD_NUMBER: _builtins.int
+    NUM_RESENT_BLOCKS_FIELD_NUMBER: _builtins.int
     decode_worker: _builtins.str
     prefill_worker: _builtins.str
     """empty: prefilled on the decode worker"""
@@ -351,6 +352,8 @@ class Timeline(_message.Message):
     """the part after the end of prefill: what the user waits for"""
     num_prefill_cached_tokens: _builtins.int
     """of them, how many the prefill worker had cached"""
+    num_resent_blocks: _builtins.int
+    """blocks that arrived wrong and were sent again"""
     @_builtins.property
     def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___TimelineEvent]: ...
     def __init__(
@@ -369,10 +372,11 @@ class Timeline(_message.Message):
         transfer_s: _builtins.float = ...,
         transfer_exposed_s: _builtins.float = ...,
         num_prefill_cached_tokens: _builtins.int = ...,
+        num_resent_blocks: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_predicted_local_ttft_s", b"_predicted_local_ttft_s", "_predicted_remote_ttft_s", b"_predicted_remote_ttft_s", "predicted_local_ttft_s", b"predicted_local_ttft_s", "predicted_remote_ttft_s", b"predicted_remote_ttft_s"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_predicted_local_ttft_s", b"_predicted_local_ttft_s", "_predicted_remote_ttft_s", b"_predicted_remote_ttft_s", "decode_worker", b"decode_worker", "events", b"events", "num_attempts", b"num_attempts", "num_cached_tokens", b"num_cached_tokens", "num_computed_tokens", b"num_computed_tokens", "num_preemptions", b"num_preemptions", "num_prefill_cached_tokens", b"num_prefill_cached_tokens", "predicted_local_ttft_s", b"predicted_local_ttft_s", "predicted_remote_ttft_s", b"predicted_remote_ttft_s", "prefill_worker", b"prefill_worker", "transfer_bytes", b"transfer_bytes", "transfer_exposed_s", b"transfer_exposed_s", "transfer_s", b"transfer_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_predicted_local_ttft_s", b"_predicted_local_ttft_s", "_predicted_remote_ttft_s", b"_predicted_remote_ttft_s", "decode_worker", b"decode_worker", "events", b"events", "num_attempts", b"num_attempts", "num_cached_tokens", b"num_cached_tokens", "num_computed_tokens", b"num_computed_tokens", "num_preemptions", b"num_preemptions", "num_prefill_cached_tokens", b"num_prefill_cached_tokens", "num_resent_blocks", b"num_resent_blocks", "predicted_local_ttft_s", b"predicted_local_ttft_s", "predicted_remote_ttft_s", b"predicted_remote_ttft_s", "prefill_worker", b"prefill_worker", "transfer_bytes", b"transfer_bytes", "transfer_exposed_s", b"transfer_exposed_s", "transfer_s", b"transfer_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__predicted_local_ttft_s: _TypeAlias = _typing.Literal["predicted_local_ttft_s"]  # noqa: Y015
     _WhichOneofArgType__predicted_local_ttft_s: _TypeAlias = _typing.Literal["_predicted_local_ttft_s", b"_predicted_local_ttft_s"]  # noqa: Y015

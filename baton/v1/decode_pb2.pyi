@@ -492,11 +492,14 @@ class HandOffReport(_message.Message):
     TRANSFER_S_FIELD_NUMBER: _builtins.int
     TRANSFER_EXPOSED_S_FIELD_NUMBER: _builtins.int
     NUM_PREFILL_CACHED_TOKENS_FIELD_NUMBER: _builtins.int
+    NUM_RESENT_BLOCKS_FIELD_NUMBER: _builtins.int
     prefill_worker: _builtins.str
     transfer_bytes: _builtins.int
     transfer_s: _builtins.float
     transfer_exposed_s: _builtins.float
     num_prefill_cached_tokens: _builtins.int
+    num_resent_blocks: _builtins.int
+    """arrived wrong, and were sent again"""
     def __init__(
         self,
         *,
@@ -505,10 +508,11 @@ class HandOffReport(_message.Message):
         transfer_s: _builtins.float = ...,
         transfer_exposed_s: _builtins.float = ...,
         num_prefill_cached_tokens: _builtins.int = ...,
+        num_resent_blocks: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_prefill_cached_tokens", b"num_prefill_cached_tokens", "prefill_worker", b"prefill_worker", "transfer_bytes", b"transfer_bytes", "transfer_exposed_s", b"transfer_exposed_s", "transfer_s", b"transfer_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_prefill_cached_tokens", b"num_prefill_cached_tokens", "num_resent_blocks", b"num_resent_blocks", "prefill_worker", b"prefill_worker", "transfer_bytes", b"transfer_bytes", "transfer_exposed_s", b"transfer_exposed_s", "transfer_s", b"transfer_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from baton.v1 import common_pb2 as baton_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x62\x61ton/v1/prefill.proto\x12\x08\x62\x61ton.v1\x1a\x15\x62\x61ton/v1/common.proto\"\xf0\x01\n\x0ePrefillCommand\x12\'\n\x05hello\x18\x01 \x01(\x0b\x32\x16.baton.v1.PrefillHelloH\x00\x12\'\n\x05start\x18\x02 \x01(\x0b\x32\x16.baton.v1.PrefillStartH\x00\x12)\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32\x17.baton.v1.PrefillCancelH\x00\x12+\n\x07\x63onfirm\x18\x04 \x01(\x0b\x32\x18.baton.v1.PrefillConfirmH\x00\x12)\n\x06resend\x18\x05 \x01(\x0b\x32\x17.baton.v1.PrefillResendH\x00\x42\t\n\x07\x63ommand\"u\n\x0cPrefillHello\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12*\n\x0b\x66ingerprint\x18\x03 \x01(\x0b\x32\x15.baton.v1.Fingerprint\x12\x11\n\tendpoints\x18\x04 \x03(\x0c\"\xf6\x02\n\x0cPrefillStart\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x19\n\x11num_prompt_tokens\x18\x04 \x01(\r\x12\x14\n\x0csample_index\x18\x05 \x01(\r\x12*\n\x08sampling\x18\x06 \x01(\x0b\x32\x18.baton.v1.SamplingParams\x12\x0c\n\x04salt\x18\x07 \x01(\x0c\x12\x10\n\x08priority\x18\x08 \x01(\x05\x12\x11\n\ttimeout_s\x18\t \x01(\x01\x12\x13\n\x0b\x66irst_block\x18\n \x01(\r\x12\x1a\n\x12\x64\x65stination_blocks\x18\x0b \x03(\r\x12\x0e\n\x06sample\x18\x0c \x01(\x08\x12\x13\n\x0btraceparent\x18\r \x01(\t\x12\x1c\n\x04pool\x18\x0e \x01(\x0b\x32\x0e.baton.v1.Pool\x12\x13\n\x0bincarnation\x18\x0f \x01(\x04\x12\x15\n\reos_token_ids\x18\x10 \x03(\r\"4\n\rPrefillCancel\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\"5\n\x0ePrefillConfirm\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\"L\n\rPrefillResend\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x16\n\x0elogical_blocks\x18\x03 \x03(\r\"\x96\x02\n\x0cPrefillEvent\x12-\n\x0c\x66irst_tokens\x18\x01 \x01(\x0b\x32\x15.baton.v1.FirstTokensH\x00\x12%\n\x04\x64one\x18\x02 \x01(\x0b\x32\x15.baton.v1.PrefillDoneH\x00\x12\"\n\x06\x66\x65nced\x18\x03 \x01(\x0b\x32\x10.baton.v1.FencedH\x00\x12)\n\x06\x66\x61iled\x18\x04 \x01(\x0b\x32\x17.baton.v1.PrefillFailedH\x00\x12+\n\x0b\x62locks_sent\x18\x05 \x01(\x0b\x32\x14.baton.v1.BlocksSentH\x00\x12+\n\x07welcome\x18\x06 \x01(\x0b\x32\x18.baton.v1.PrefillWelcomeH\x00\x42\x07\n\x05\x65vent\"Z\n\x0ePrefillWelcome\x12\"\n\x04info\x18\x01 \x01(\x0b\x32\x14.baton.v1.WorkerInfo\x12\x11\n\ttransport\x18\x02 \x01(\t\x12\x11\n\tendpoints\x18\x03 \x03(\x0c\"b\n\nFirstToken\x12\x14\n\x0csample_index\x18\x01 \x01(\r\x12\x10\n\x08token_id\x18\x02 \x01(\r\x12,\n\x08logprobs\x18\x03 \x01(\x0b\x32\x1a.baton.v1.PositionLogprobs\"\x8d\x01\n\x0b\x46irstTokens\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12$\n\x06tokens\x18\x03 \x03(\x0b\x32\x14.baton.v1.FirstToken\x12\x33\n\x0fprompt_logprobs\x18\x04 \x03(\x0b\x32\x1a.baton.v1.PositionLogprobs\"Y\n\nBlocksSent\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x13\n\x0b\x66irst_block\x18\x03 \x01(\r\x12\x11\n\tchecksums\x18\x04 \x03(\x06\"\xc6\x01\n\x0bPrefillDone\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x19\n\x11num_cached_tokens\x18\x03 \x01(\r\x12\x12\n\nbytes_sent\x18\x04 \x01(\x04\x12\x11\n\tprefill_s\x18\x05 \x01(\x01\x12\x1c\n\x14sent_after_prefill_s\x18\x06 \x01(\x01\x12\x19\n\x11prefill_started_s\x18\x07 \x01(\x01\x12\x17\n\x0fprefill_ended_s\x18\x08 \x01(\x01\"-\n\x06\x46\x65nced\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\"T\n\rPrefillFailed\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x1e\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x0f.baton.v1.Error2J\n\x07Prefill\x12?\n\x07Prefill\x12\x18.baton.v1.PrefillCommand\x1a\x16.baton.v1.PrefillEvent(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x62\x61ton/v1/prefill.proto\x12\x08\x62\x61ton.v1\x1a\x15\x62\x61ton/v1/common.proto\"\xf0\x01\n\x0ePrefillCommand\x12\'\n\x05hello\x18\x01 \x01(\x0b\x32\x16.baton.v1.PrefillHelloH\x00\x12\'\n\x05start\x18\x02 \x01(\x0b\x32\x16.baton.v1.PrefillStartH\x00\x12)\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32\x17.baton.v1.PrefillCancelH\x00\x12+\n\x07\x63onfirm\x18\x04 \x01(\x0b\x32\x18.baton.v1.PrefillConfirmH\x00\x12)\n\x06resend\x18\x05 \x01(\x0b\x32\x17.baton.v1.PrefillResendH\x00\x42\t\n\x07\x63ommand\"\x85\x01\n\x0cPrefillHello\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12*\n\x0b\x66ingerprint\x18\x03 \x01(\x0b\x32\x15.baton.v1.Fingerprint\x12\x11\n\tendpoints\x18\x04 \x03(\x0c\x12\x0e\n\x06stream\x18\x05 \x01(\x04\"\xf6\x02\n\x0cPrefillStart\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x19\n\x11num_prompt_tokens\x18\x04 \x01(\r\x12\x14\n\x0csample_index\x18\x05 \x01(\r\x12*\n\x08sampling\x18\x06 \x01(\x0b\x32\x18.baton.v1.SamplingParams\x12\x0c\n\x04salt\x18\x07 \x01(\x0c\x12\x10\n\x08priority\x18\x08 \x01(\x05\x12\x11\n\ttimeout_s\x18\t \x01(\x01\x12\x13\n\x0b\x66irst_block\x18\n \x01(\r\x12\x1a\n\x12\x64\x65stination_blocks\x18\x0b \x03(\r\x12\x0e\n\x06sample\x18\x0c \x01(\x08\x12\x13\n\x0btraceparent\x18\r \x01(\t\x12\x1c\n\x04pool\x18\x0e \x01(\x0b\x32\x0e.baton.v1.Pool\x12\x13\n\x0bincarnation\x18\x0f \x01(\x04\x12\x15\n\reos_token_ids\x18\x10 \x03(\r\"4\n\rPrefillCancel\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\"5\n\x0ePrefillConfirm\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\"L\n\rPrefillResend\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x16\n\x0elogical_blocks\x18\x03 \x03(\r\"\x96\x02\n\x0cPrefillEvent\x12-\n\x0c\x66irst_tokens\x18\x01 \x01(\x0b\x32\x15.baton.v1.FirstTokensH\x00\x12%\n\x04\x64one\x18\x02 \x01(\x0b\x32\x15.baton.v1.PrefillDoneH\x00\x12\"\n\x06\x66\x65nced\x18\x03 \x01(\x0b\x32\x10.baton.v1.FencedH\x00\x12)\n\x06\x66\x61iled\x18\x04 \x01(\x0b\x32\x17.baton.v1.PrefillFailedH\x00\x12+\n\x0b\x62locks_sent\x18\x05 \x01(\x0b\x32\x14.baton.v1.BlocksSentH\x00\x12+\n\x07welcome\x18\x06 \x01(\x0b\x32\x18.baton.v1.PrefillWelcomeH\x00\x42\x07\n\x05\x65vent\"Z\n\x0ePrefillWelcome\x12\"\n\x04info\x18\x01 \x01(\x0b\x32\x14.baton.v1.WorkerInfo\x12\x11\n\ttransport\x18\x02 \x01(\t\x12\x11\n\tendpoints\x18\x03 \x03(\x0c\"b\n\nFirstToken\x12\x14\n\x0csample_index\x18\x01 \x01(\r\x12\x10\n\x08token_id\x18\x02 \x01(\r\x12,\n\x08logprobs\x18\x03 \x01(\x0b\x32\x1a.baton.v1.PositionLogprobs\"\x8d\x01\n\x0b\x46irstTokens\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12$\n\x06tokens\x18\x03 \x03(\x0b\x32\x14.baton.v1.FirstToken\x12\x33\n\x0fprompt_logprobs\x18\x04 \x03(\x0b\x32\x1a.baton.v1.PositionLogprobs\"Y\n\nBlocksSent\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x13\n\x0b\x66irst_block\x18\x03 \x01(\r\x12\x11\n\tchecksums\x18\x04 \x03(\x06\"\xc6\x01\n\x0bPrefillDone\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x19\n\x11num_cached_tokens\x18\x03 \x01(\r\x12\x12\n\nbytes_sent\x18\x04 \x01(\x04\x12\x11\n\tprefill_s\x18\x05 \x01(\x01\x12\x1c\n\x14sent_after_prefill_s\x18\x06 \x01(\x01\x12\x19\n\x11prefill_started_s\x18\x07 \x01(\x01\x12\x17\n\x0fprefill_ended_s\x18\x08 \x01(\x01\"-\n\x06\x46\x65nced\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\"T\n\rPrefillFailed\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x1e\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x0f.baton.v1.Error2J\n\x07Prefill\x12?\n\x07Prefill\x12\x18.baton.v1.PrefillCommand\x1a\x16.baton.v1.PrefillEvent(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,32 +34,32 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_PREFILLCOMMAND']._serialized_start=60
   _globals['_PREFILLCOMMAND']._serialized_end=300
-  _globals['_PREFILLHELLO']._serialized_start=302
-  _globals['_PREFILLHELLO']._serialized_end=419
-  _globals['_PREFILLSTART']._serialized_start=422
-  _globals['_PREFILLSTART']._serialized_end=796
-  _globals['_PREFILLCANCEL']._serialized_start=798
-  _globals['_PREFILLCANCEL']._serialized_end=850
-  _globals['_PREFILLCONFIRM']._serialized_start=852
-  _globals['_PREFILLCONFIRM']._serialized_end=905
-  _globals['_PREFILLRESEND']._serialized_start=907
-  _globals['_PREFILLRESEND']._serialized_end=983
-  _globals['_PREFILLEVENT']._serialized_start=986
-  _globals['_PREFILLEVENT']._serialized_end=1264
-  _globals['_PREFILLWELCOME']._serialized_start=1266
-  _globals['_PREFILLWELCOME']._serialized_end=1356
-  _globals['_FIRSTTOKEN']._serialized_start=1358
-  _globals['_FIRSTTOKEN']._serialized_end=1456
-  _globals['_FIRSTTOKENS']._serialized_start=1459
-  _globals['_FIRSTTOKENS']._serialized_end=1600
-  _globals['_BLOCKSSENT']._serialized_start=1602
-  _globals['_BLOCKSSENT']._serialized_end=1691
-  _globals['_PREFILLDONE']._serialized_start=1694
-  _globals['_PREFILLDONE']._serialized_end=1892
-  _globals['_FENCED']._serialized_start=1894
-  _globals['_FENCED']._serialized_end=1939
-  _globals['_PREFILLFAILED']._serialized_start=1941
-  _globals['_PREFILLFAILED']._serialized_end=2025
-  _globals['_PREFILL']._serialized_start=2027
-  _globals['_PREFILL']._serialized_end=2101
+  _globals['_PREFILLHELLO']._serialized_start=303
+  _globals['_PREFILLHELLO']._serialized_end=436
+  _globals['_PREFILLSTART']._serialized_start=439
+  _globals['_PREFILLSTART']._serialized_end=813
+  _globals['_PREFILLCANCEL']._serialized_start=815
+  _globals['_PREFILLCANCEL']._serialized_end=867
+  _globals['_PREFILLCONFIRM']._serialized_start=869
+  _globals['_PREFILLCONFIRM']._serialized_end=922
+  _globals['_PREFILLRESEND']._serialized_start=924
+  _globals['_PREFILLRESEND']._serialized_end=1000
+  _globals['_PREFILLEVENT']._serialized_start=1003
+  _globals['_PREFILLEVENT']._serialized_end=1281
+  _globals['_PREFILLWELCOME']._serialized_start=1283
+  _globals['_PREFILLWELCOME']._serialized_end=1373
+  _globals['_FIRSTTOKEN']._serialized_start=1375
+  _globals['_FIRSTTOKEN']._serialized_end=1473
+  _globals['_FIRSTTOKENS']._serialized_start=1476
+  _globals['_FIRSTTOKENS']._serialized_end=1617
+  _globals['_BLOCKSSENT']._serialized_start=1619
+  _globals['_BLOCKSSENT']._serialized_end=1708
+  _globals['_PREFILLDONE']._serialized_start=1711
+  _globals['_PREFILLDONE']._serialized_end=1909
+  _globals['_FENCED']._serialized_start=1911
+  _globals['_FENCED']._serialized_end=1956
+  _globals['_PREFILLFAILED']._serialized_start=1958
+  _globals['_PREFILLFAILED']._serialized_end=2042
+  _globals['_PREFILL']._serialized_start=2044
+  _globals['_PREFILL']._serialized_end=2118
 # @@protoc_insertion_point(module_scope)

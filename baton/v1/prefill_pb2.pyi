@@ -67,8 +67,13 @@ class PrefillHello(_message.Message):
     INCARNATION_FIELD_NUMBER: _builtins.int
     FINGERPRINT_FIELD_NUMBER: _builtins.int
     ENDPOINTS_FIELD_NUMBER: _builtins.int
+    STREAM_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
     incarnation: _builtins.int
+    stream: _builtins.int
+    """Grows with every stream that this incarnation of D opens. P ends all earlier ones, and answers
+    Welcome once nothing is written for them any more.
+    """
     @_builtins.property
     def fingerprint(self) -> _common_pb2.Fingerprint: ...
     @_builtins.property
@@ -82,10 +87,11 @@ class PrefillHello(_message.Message):
         incarnation: _builtins.int = ...,
         fingerprint: _common_pb2.Fingerprint | None = ...,
         endpoints: _abc.Iterable[_builtins.bytes] | None = ...,
+        stream: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["fingerprint", b"fingerprint"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoints", b"endpoints", "fingerprint", b"fingerprint", "incarnation", b"incarnation", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoints", b"endpoints", "fingerprint", b"fingerprint", "incarnation", b"incarnation", "stream", b"stream", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

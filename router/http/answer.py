@@ -6,6 +6,7 @@ its proper status. An error after that is the stream's last event; `[DONE]` then
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import logging
@@ -82,12 +83,15 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, frontend: Frontend, call: Call, answer: Answer) -> None:
+    def __init__(
+        self, frontend: Frontend, call: Call, answer: Answer, slow_client_s: float | None
+    ) -> None:
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]  # of the empty body; this one's length nobody knows
         self._frontend = frontend
         self._call = call
         self._answer = answer
+        self._slow_client_s = slow_client_s
         self._is_open = False
         self._head = ""
         self._finished: list[Finished] = []
@@ -108,6 +112,8 @@ class EventStream(Response):
                 await error_response(error)(scope, receive, send)
                 return
             await self._send(send, _event(error_body(error)), more_body=False)
+        except ClientGone:
+            raise
         except Exception as error:
             if not self._is_open:
                 raise
@@ -173,7 +179,12 @@ class EventStream(Response):
                     "headers": self.raw_headers,
                 }
             )
-        await send({"type": "http.response.body", "body": body, "more_body": more_body})
+        try:
+            async with asyncio.timeout(self._slow_client_s):
+                await send({"type": "http.response.body", "body": body, "more_body": more_body})
+        except TimeoutError:
+            log.info("request %s: its client reads too slowly", self._call.request_id)
+            raise ClientGone from None  # uvicorn hangs up where an answer is not complete
 
 
 def _event(body: dict[str, Any]) -> bytes:

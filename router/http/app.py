@@ -33,9 +33,12 @@ from router.http.logprobs import TokenNames
 from router.http.request_id import RequestIdMiddleware
 
 
-def create_app(frontend: Frontend, registry: CollectorRegistry) -> Starlette:
-    """`registry`: what /metrics shows."""
-    face = _Face(frontend, registry)
+def create_app(
+    frontend: Frontend, registry: CollectorRegistry, slow_client_s: float | None = None
+) -> Starlette:
+    """`registry`: what /metrics shows. `slow_client_s`: a stream whose client reads nothing for this
+    long is cut; None for no limit."""
+    face = _Face(frontend, registry, slow_client_s)
     return Starlette(
         routes=[
             Route("/v1/chat/completions", face.chat, methods=["POST"]),
@@ -57,9 +60,12 @@ def create_app(frontend: Frontend, registry: CollectorRegistry) -> Starlette:
 
 
 class _Face:
-    def __init__(self, frontend: Frontend, registry: CollectorRegistry) -> None:
+    def __init__(
+        self, frontend: Frontend, registry: CollectorRegistry, slow_client_s: float | None
+    ) -> None:
         self._frontend = frontend
         self._registry = registry
+        self._slow_client_s = slow_client_s
 
     async def chat(self, request: Request) -> Response:
         call = read_chat(await read_json_object(request), read_caller(request))
@@ -92,7 +98,7 @@ class _Face:
 
     async def _answer(self, request: Request, call: Call, answer: Answer) -> Response:
         if call.stream:
-            return EventStream(self._frontend, call, answer)
+            return EventStream(self._frontend, call, answer, self._slow_client_s)
         return await answer_whole(self._frontend, call, answer, request.receive)
 
     def _names(self, call: Call) -> TokenNames:

@@ -30,7 +30,7 @@ async def test_cancelled_in_the_instant_of_its_admission() -> None:
     await settle()
     end.set()
     second.cancel()  # the first wakes up before it, ends, and admits it
-    await asyncio.wait((first, second, third))
+    await asyncio.wait((first, second, third), timeout=5)
     assert second.cancelled()
     assert first.exception() is None
     assert third.exception() is None
@@ -45,7 +45,7 @@ async def test_refused_in_the_instant_of_being_cancelled() -> None:
     second.cancel()  # the urgent one starts before it wakes up, and displaces it
     await settle()
     end.set()
-    await asyncio.wait((first, second, urgent))
+    await asyncio.wait((first, second, urgent), timeout=5)
     assert urgent.exception() is None
     assert (gate.admission.num_in_flight, gate.admission.num_waiting) == (0, 0)
 

@@ -1,0 +1,182 @@
+"""Time to first token, disaggregated against aggregated: what a hand-off costs an idle cluster.
+
+    aggregated      a decode worker with one core prefills for itself
+    disaggregated   a prefill worker with one core hands the KV to a decode worker on another
+
+Both clusters run side by side and take turns, so that one core works at a time. Prompts are fresh
+random tokens: nothing is found in a cache. Where the router finds a hand-off not worth its cost, the
+disaggregated cluster prefills on its decode worker; that is part of what is measured, and told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack, ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from baton import AsyncClient
+from baton.errors import ConfigError, Internal
+from bench import arrangements
+from bench.observed import Observed, observe
+from bench.statistics import median, pairwise_difference, pairwise_ratio
+
+# Prompts from here on must have been prefilled remotely: otherwise there is nothing to measure.
+REMOTE_FROM_TOKENS = 512
+
+_NUM_OUTPUT_TOKENS = 16
+_LEAST_PAIRS, _MOST_PAIRS = 15, 40
+_TOKENS_PER_SIDE = 8192  # of a row's prompts: short ones are sent more often
+_PAUSE_S = 0.05  # for confirmations and heartbeats of the request before
+# Rates are learned from what ran: until then the router would compare guesses.
+_WARM_UP_TOKENS = (32, 512, 512, 32, 512, 512)
+_WARM_UP_PAUSE_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class TtftSettings:
+    """`num_pairs` 0: by the prompt's length, such that the whole run takes three minutes."""
+
+    model: str = "llama-125m"
+    prompts: tuple[int, ...] = (32, 512, 2048)
+    num_pairs: int = 0
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """What one request showed. `first_gap_s`: from the first token to the second. `prefill_worker`:
+    empty where the decode worker prefilled."""
+
+    ttft_s: float
+    first_gap_s: float
+    later_gaps_s: tuple[float, ...]
+    prefill_worker: str = ""
+    num_bytes: int = 0
+    transfer_exposed_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    aggregated: Sent
+    disaggregated: Sent
+
+
+OnPair = Callable[[str], None]
+
+
+def num_pairs(settings: TtftSettings, num_tokens: int) -> int:
+    by_length = max(_LEAST_PAIRS, min(_MOST_PAIRS, _TOKENS_PER_SIDE // num_tokens))
+    return settings.num_pairs or by_length
+
+
+def measure(settings: TtftSettings, on_pair: OnPair) -> dict[str, Any]:
+    """Starts what it needs, and ends it. `on_pair` hears what a pair was after each of them."""
+    if not settings.prompts or min(settings.prompts) < 1:
+        raise ConfigError("must be lengths of at least 1", field="prompts")
+    started_s = time.monotonic()
+    cores = arrangements.two_cores()
+    with ExitStack() as clusters:
+        one = clusters.enter_context(
+            arrangements.started(settings.model, arrangements.aggregated(cores.decode))
+        )
+        two = clusters.enter_context(
+            arrangements.started(settings.model, arrangements.disaggregated(cores))
+        )
+        rows = asyncio.run(_rows(settings, (one.address, two.address), on_pair))
+    return {
+        "rows": rows,
+        "model": settings.model,
+        "prefill_core": cores.prefill,
+        "decode_core": cores.decode,
+        "duration_s": time.monotonic() - started_s,
+    }
+
+
+async def _rows(
+    settings: TtftSettings, addresses: tuple[str, str], on_pair: OnPair
+) -> list[dict[str, Any]]:
+    rng = random.Random(settings.seed)
+    async with AsyncExitStack() as stack:
+        one, two = [await stack.enter_async_context(AsyncClient(each)) for each in addresses]
+        [model] = await one.models()
+
+        async def pair(num_tokens: int) -> Pair:
+            prompt = [rng.randrange(model.vocab_size) for _ in range(num_tokens)]
+            return Pair(await _send(one, prompt), await _send(two, prompt))
+
+        for num_tokens in _WARM_UP_TOKENS:
+            await pair(num_tokens)
+            on_pair("warming up")
+            await asyncio.sleep(_WARM_UP_PAUSE_S)
+        rows = []
+        for num_tokens in settings.prompts:
+            pairs = []
+            for _ in range(num_pairs(settings, num_tokens)):
+                pairs.append(await pair(num_tokens))
+                on_pair(f"{num_tokens:,} tokens")
+            rows.append(row(num_tokens, pairs))
+    return rows
+
+
+async def _send(client: AsyncClient, prompt: Sequence[int]) -> Sent:
+    observed = await observe(client, prompt, _NUM_OUTPUT_TOKENS)
+    await asyncio.sleep(_PAUSE_S)
+    return sent(observed)
+
+
+def sent(observed: Observed) -> Sent:
+    """A message that carries the first token with others leaves no gap to see: it counts as 0."""
+    timeline = observed.timeline
+    if timeline is None:
+        raise Internal("a request ended without its timeline")
+    gaps_s = [gap.gap_s for gap in observed.gaps()]
+    together = observed.arrivals[0].num_tokens - 1
+    gaps_s = [*[0.0] * together, *gaps_s]
+    hand_off = timeline.hand_off
+    return Sent(
+        ttft_s=observed.ttft_s,
+        first_gap_s=gaps_s[0],
+        later_gaps_s=tuple(gaps_s[1:]),
+        prefill_worker=hand_off.prefill_worker if hand_off else "",
+        num_bytes=hand_off.transfer_bytes if hand_off else 0,
+        transfer_exposed_s=hand_off.transfer_exposed_s if hand_off else 0.0,
+    )
+
+
+def row(num_tokens: int, pairs: Sequence[Pair]) -> dict[str, Any]:
+    """One line of the result. Raises Internal where prompts that must have been prefilled remotely
+    were not."""
+    ours = [pair.disaggregated for pair in pairs]
+    theirs = [pair.aggregated for pair in pairs]
+    num_remote = sum(bool(each.prefill_worker) for each in ours)
+    if num_tokens >= REMOTE_FROM_TOKENS and num_remote < len(pairs):
+        raise Internal(
+            f"{len(pairs) - num_remote} of {len(pairs)} prompts of {num_tokens} tokens were "
+            "prefilled by the decode worker: there is no hand-off to measure"
+        )
+    ratio = pairwise_ratio([s.ttft_s for s in ours], [s.ttft_s for s in theirs])
+    exposed = pairwise_difference([s.first_gap_s for s in ours], [s.first_gap_s for s in theirs])
+    return {
+        "prompt_tokens": num_tokens,
+        "aggregated_ms": 1000 * median([each.ttft_s for each in theirs]),
+        "disaggregated_ms": 1000 * median([each.ttft_s for each in ours]),
+        "ratio": ratio.median,
+        "ci95": ratio.ci95,
+        "n": ratio.n,
+        "exposed_ms": 1000 * exposed.median,
+        "exposed_ci95_ms": [1000 * end for end in exposed.ci95],
+        "bytes_moved": round(median([each.num_bytes for each in ours])),
+        "prefill_worker": _workers(ours),
+        "num_remote": num_remote,
+        "transfer_exposed_ms": 1000 * median([each.transfer_exposed_s for each in ours]),
+        "decode_step_ms": 1000 * median([gap for each in theirs for gap in each.later_gaps_s]),
+    }
+
+
+def _workers(sents: Sequence[Sent]) -> str:
+    """Who prefilled, by name; "decode worker" where it was the decode worker itself."""
+    return ", ".join(sorted({each.prefill_worker or "decode worker" for each in sents}))

@@ -1,0 +1,316 @@
+"""The stream to one prefill worker, and the hand-offs that it carries.
+
+    connecting --Welcome--> up --stream ends--> lost --Welcome again--> up
+         |                                       |
+         +-- nothing is asked any more -- over --+   once nobody can write for it any more
+
+Hand-offs of a lost stream have failed, but a writer that was only stopped, or cut off, may still write:
+their blocks stay quarantined until it is proved otherwise. The proof is the transport's word, the death
+of the process, or the Welcome of a later stream, which a prefill worker gives only after it has fenced
+all earlier ones. So a lost stream is opened again for as long as a proof is missing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from itertools import count
+
+import grpc
+
+from baton import convert
+from baton.config import Times
+from baton.errors import BatonError, Internal, PeerLost
+from baton.rpc.channel import channel
+from baton.rpc.status import from_rpc_error
+from baton.types import PrefillChoice
+from baton.v1 import prefill_pb2, prefill_pb2_grpc
+from decode_worker import prefill_words
+from decode_worker.messages import AskPrefill, Event, Fenced, HandOffDone, HandOffFailed
+from decode_worker.transfer import Transfer
+from decode_worker.verifier import Verifier
+from kv_transfer.base import Receiver, Revocation
+from kv_transfer.choose import Receivers
+from kv_transfer.introduction import unpack_process
+from kv_transfer.peer_process import PeerProcess
+from kv_transfer.transfer import incoming
+
+log = logging.getLogger(__name__)
+
+_TICK_S = 0.05
+_AGAIN_S = 0.2
+
+Commands = asyncio.Queue[prefill_pb2.PrefillCommand]
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeSide:
+    """What a decode worker brings to all its hand-offs. `hello` makes the first message of the stream of
+    that number; `post` hands an event to the role."""
+
+    receivers: Receivers
+    verifier: Verifier
+    hello: Callable[[int], prefill_pb2.PrefillHello]
+    post: Callable[[Event], None]
+    times: Times
+    stream_numbers: Iterator[int] = field(default_factory=lambda: count(1))
+
+
+class PrefillLink:
+    """Made on the event loop. `on_forget` hears of every hand-off that needs no link any more, `on_end`
+    of the link's own end; whoever asks then makes a new one."""
+
+    def __init__(
+        self,
+        side: DecodeSide,
+        prefill: PrefillChoice,
+        on_forget: Callable[[int], None],
+        on_end: Callable[[PrefillChoice], None],
+    ) -> None:
+        self._side = side
+        self._prefill = prefill
+        self._on_forget = on_forget
+        self._on_end = on_end
+        self._transfers: dict[int, Transfer] = {}
+        self._outgoing = Commands()
+        self._receiver: Receiver | None = None  # of the transport that P chose; None until Welcome
+        self._lost = False
+        self._process: PeerProcess | None = None  # None: not of this machine, or dead
+        self._is_dead = False
+        self._task = asyncio.create_task(self._run(), name=f"prefill {prefill.pool}")
+
+    # From the role
+
+    def ask(self, order: AskPrefill) -> None:
+        first = order.first_block
+        blocks = range(first, first + len(order.destination_blocks))
+        book = incoming.Incoming(blocks, self._side.times)
+        transfer = Transfer(order, book, time.monotonic())
+        self._transfers[order.transfer] = transfer
+        if self._lost:
+            self._fail(transfer, PeerLost("the prefill worker is lost"))
+        elif self._receiver is not None:
+            self._start(transfer, self._receiver)
+
+    def abandon(self, number: int) -> None:
+        transfer = self._transfers.get(number)
+        if transfer is None:
+            return
+        transfer.over = True
+        if transfer.book.is_complete:  # only P's account was missing: it still holds its blocks
+            self._ask_fence(transfer)
+        else:
+            self._do(transfer, transfer.book.handle(incoming.Abandon(), time.monotonic()))
+
+    async def close(self) -> None:
+        self._task.cancel()
+        await asyncio.wait([self._task])
+
+    # The stream
+
+    async def _run(self) -> None:
+        ticker = asyncio.create_task(self._tick())
+        try:
+            while True:
+                error = await self._serve()
+                log.info("prefill worker %s: %s", self._prefill.pool, error)
+                self._receiver, self._lost = None, True
+                lost = PeerLost(f"prefill worker {self._prefill.pool} was lost: {error}")
+                for transfer in list(self._transfers.values()):
+                    self._fail(transfer, lost)
+                if not self._transfers:
+                    return
+                await asyncio.sleep(_AGAIN_S)
+        finally:
+            ticker.cancel()
+            self._on_end(self._prefill)
+            if self._process is not None:
+                self._process.close()
+
+    async def _serve(self) -> BatonError:
+        """One stream, from its first word to its end; returns why it ended."""
+        self._outgoing = outgoing = Commands()
+        hello = self._side.hello(next(self._side.stream_numbers))
+        outgoing.put_nowait(prefill_pb2.PrefillCommand(hello=hello))
+        link = channel(self._prefill.address)
+        try:
+            async with asyncio.timeout(self._side.times.worker_lease_s) as limit:
+                async for event in prefill_pb2_grpc.PrefillStub(link).Prefill(_all_of(outgoing)):
+                    if event.HasField("welcome"):
+                        limit.reschedule(None)
+                        self._welcome(event.welcome)
+                    else:
+                        self._receive(event)
+            return PeerLost("it closed the stream")
+        except TimeoutError:
+            return PeerLost("it does not answer")
+        except BatonError as error:
+            return error
+        except grpc.aio.AioRpcError as error:
+            return from_rpc_error(error)
+        except Exception as error:
+            log.exception("the stream of %s broke", self._prefill.pool)
+            return Internal(f"the stream broke: {error!r}")
+        finally:
+            await link.close()
+
+    async def _tick(self) -> None:
+        """What follows from time alone, and from the death of the process."""
+        while True:
+            await asyncio.sleep(_TICK_S)
+            now_s = time.monotonic()
+            for transfer in list(self._transfers.values()):
+                self._do(transfer, transfer.book.tick(now_s))
+                if transfer.over and (self._is_revoked(transfer) or self._has_died()):
+                    self._stopped(transfer)
+
+    def _has_died(self) -> bool:
+        return self._is_dead or (self._process is not None and self._process.is_dead)
+
+    def _receive(self, event: prefill_pb2.PrefillEvent) -> None:
+        kind = event.WhichOneof("event")
+        transfer = self._transfers.get(getattr(event, str(kind)).attempt)
+        if transfer is None:
+            return
+        now_s = time.monotonic()
+        match kind:
+            case "first_tokens":
+                transfer.prompt_done_s = now_s
+                self._do(transfer, transfer.book.handle(incoming.PeerHeard(), now_s))
+                self._side.post(prefill_words.first_tokens(event.first_tokens))
+            case "done":
+                transfer.done = event.done
+                self._complete(transfer)
+            case "blocks_sent":
+                sent = event.blocks_sent
+                transfer.sent(sent.first_block, sent.checksums, now_s)
+                arrived = incoming.BlocksSent(sent.first_block, tuple(sent.checksums))
+                self._do(transfer, transfer.book.handle(arrived, now_s))
+            case "fenced":
+                self._stopped(transfer)
+            case "failed":
+                self._fail(transfer, convert.error_from_proto(event.failed.error), fenced=True)
+                self._stopped(transfer)
+
+    def _welcome(self, welcome: prefill_pb2.PrefillWelcome) -> None:
+        if welcome.info.incarnation != self._prefill.incarnation:
+            raise PeerLost("another process answers in its place")
+        if self._process is None and not self._is_dead:
+            process = unpack_process(welcome.endpoints[0])
+            try:
+                self._process = PeerProcess(process) if process is not None else None
+            except PeerLost:
+                self._is_dead = True
+        self._receiver, self._lost = self._side.receivers[welcome.transport], False
+        for transfer in list(self._transfers.values()):
+            if transfer.over:
+                self._stopped(transfer)  # asked for on an earlier stream
+            else:
+                self._start(transfer, self._receiver)
+
+    def _start(self, transfer: Transfer, receiver: Receiver) -> None:
+        transfer.receiver = receiver
+        receiver.open(transfer.id, transfer.ask.destination_blocks)
+        self._outgoing.put_nowait(prefill_words.start(transfer.ask, time.monotonic()))
+
+    # The book's commands, performed
+
+    def _do(self, transfer: Transfer, commands: Sequence[incoming.IncomingCommand]) -> None:
+        for command in commands:
+            match command:
+                case incoming.ReadBlock(block):
+                    self._read(transfer, block)
+                case incoming.AskResend(blocks):
+                    log.warning(
+                        "blocks %s of %s arrived wrong from %s, they are sent again",
+                        blocks,
+                        transfer.ask.request_id,
+                        self._prefill.pool,
+                    )
+                    transfer.num_resent_blocks += len(blocks)
+                    self._outgoing.put_nowait(prefill_words.resend(transfer, blocks))
+                case incoming.Keep(block):
+                    transfer.verified.add(block)
+                case incoming.Complete():
+                    self._complete(transfer)
+                case incoming.AskFence():
+                    self._ask_fence(transfer)
+                case incoming.GiveUp(error):
+                    self._fail(transfer, error)
+                case incoming.KillWriter():
+                    log.error("%s owes its fence; only its death frees blocks", self._prefill.pool)
+                case incoming.Quarantine() | incoming.Lift():
+                    pass  # the role keeps the blocks: it hears HandOffFailed and Fenced
+
+    def _read(self, transfer: Transfer, block: int) -> None:
+        loop = asyncio.get_running_loop()
+
+        def was_read(checksum: Future[int]) -> None:
+            loop.call_soon_threadsafe(self._was_read, transfer, block, checksum)
+
+        destination, told = transfer.destination(block), transfer.told[block]
+        self._side.verifier.checksum(destination, told).add_done_callback(was_read)
+
+    def _was_read(self, transfer: Transfer, block: int, checksum: Future[int]) -> None:
+        if transfer.ask.transfer in self._transfers:
+            read = incoming.BlockRead(block, checksum.result())
+            self._do(transfer, transfer.book.handle(read, time.monotonic()))
+
+    def _complete(self, transfer: Transfer) -> None:
+        """Where every block is right and P has given its account of the prefill, the role goes on."""
+        if transfer.over or not transfer.is_complete:
+            return
+        transfer.over = True
+        now_s = time.monotonic()
+        if transfer.receiver is not None:
+            transfer.receiver.revoke(transfer.id)
+        self._outgoing.put_nowait(prefill_words.confirm(transfer))
+        self._forget(transfer)
+        report = transfer.report(self._side.verifier.layout, now_s)
+        self._side.post(HandOffDone(transfer.ask.transfer, report, transfer.instants(now_s)))
+
+    # How a transfer ends badly
+
+    def _fail(self, transfer: Transfer, error: BatonError, *, fenced: bool = False) -> None:
+        """Tells the role, once. Without proof that nobody writes any more the transfer stays known until
+        there is some."""
+        if transfer.over:
+            return
+        transfer.over = True
+        fenced = fenced or self._is_revoked(transfer)
+        num_good = transfer.num_good_tokens(self._side.verifier.layout.block_size)
+        self._side.post(HandOffFailed(transfer.ask.transfer, error, num_good, fenced))
+        if fenced:
+            self._forget(transfer)
+
+    def _ask_fence(self, transfer: Transfer) -> None:
+        if self._is_revoked(transfer):
+            self._stopped(transfer)
+        if not self._lost and transfer.receiver is not None:
+            self._outgoing.put_nowait(prefill_words.cancel(transfer))
+
+    @staticmethod
+    def _is_revoked(transfer: Transfer) -> bool:
+        """Whether the transport itself proves that no byte can land any more."""
+        if transfer.receiver is None:
+            return True  # P was never asked
+        return transfer.receiver.revoke(transfer.id) is Revocation.PROVEN
+
+    def _stopped(self, transfer: Transfer) -> None:
+        """It is proved that nobody writes for `transfer`."""
+        if transfer.over and transfer.ask.transfer in self._transfers:
+            self._forget(transfer)
+            self._side.post(Fenced(transfer.ask.transfer))
+
+    def _forget(self, transfer: Transfer) -> None:
+        del self._transfers[transfer.ask.transfer]
+        self._on_forget(transfer.ask.transfer)
+
+
+async def _all_of(outgoing: Commands) -> AsyncIterator[prefill_pb2.PrefillCommand]:
+    while True:
+        yield await outgoing.get()

@@ -1,0 +1,80 @@
+"""One hand-off as the decode worker that asked for it knows it: its book, its times, what it reports."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from baton import instants
+from baton.types import HandOffReport
+from baton.v1 import prefill_pb2
+from decode_worker.messages import AskPrefill
+from kv_transfer.base import Receiver, TransferId
+from kv_transfer.layout import PoolLayout
+from kv_transfer.transfer.incoming import Incoming
+
+
+@dataclass(slots=True, eq=False)
+class Transfer:
+    """`receiver` is None until the transport is settled and P has been asked. Times are on this process's
+    monotonic clock."""
+
+    ask: AskPrefill
+    book: Incoming
+    asked_s: float
+    receiver: Receiver | None = None
+    told: dict[int, int] = field(default_factory=dict)  # checksums by logical block, as P says
+    verified: set[int] = field(default_factory=set)
+    num_resent_blocks: int = 0
+    first_bytes_s: float | None = None
+    prompt_done_s: float | None = None
+    done: prefill_pb2.PrefillDone | None = None  # P's account of the prefill
+    over: bool = False  # the role knows how it ended
+
+    @property
+    def id(self) -> TransferId:
+        return TransferId(self.ask.request_id, self.ask.transfer)
+
+    @property
+    def is_complete(self) -> bool:
+        """Every block is here and right, and P has given its account."""
+        return self.done is not None and self.book.is_complete
+
+    def destination(self, logical: int) -> int:
+        return self.ask.destination_blocks[logical - self.ask.first_block]
+
+    def sent(self, first_block: int, checksums: Sequence[int], now_s: float) -> None:
+        """P says that these blocks lie here."""
+        self.first_bytes_s = self.first_bytes_s or now_s
+        self.told.update(enumerate(checksums, first_block))
+
+    def num_good_tokens(self, block_size: int) -> int:
+        """The tokens from the prompt's start whose KV is here and verified."""
+        logical = self.ask.first_block
+        while logical in self.verified:
+            logical += 1
+        return min(logical * block_size, len(self.ask.token_ids))
+
+    def report(self, layout: PoolLayout, now_s: float) -> HandOffReport:
+        """Of a complete hand-off."""
+        assert self.done is not None
+        return HandOffReport(
+            prefill_worker=self.ask.prefill.pool.worker_id,
+            transfer_bytes=len(self.ask.destination_blocks) * layout.block_bytes,
+            transfer_s=now_s - (self.first_bytes_s or now_s),
+            transfer_exposed_s=max(0.0, now_s - (self.prompt_done_s or now_s)),
+            num_prefill_cached_tokens=self.done.num_cached_tokens,
+            num_resent_blocks=self.num_resent_blocks,
+        )
+
+    def instants(self, now_s: float) -> Mapping[str, float]:
+        """On this worker's clock: P's are taken from when its words arrived."""
+        assert self.done is not None
+        ended_s = self.prompt_done_s or now_s
+        prefill_s = self.done.prefill_ended_s - self.done.prefill_started_s
+        return {
+            instants.PREFILL_START: max(self.asked_s, ended_s - prefill_s),
+            instants.PREFILL_END: ended_s,
+            instants.TRANSFER_START: self.first_bytes_s or now_s,
+            instants.TRANSFER_END: now_s,
+        }

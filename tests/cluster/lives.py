@@ -1,0 +1,256 @@
+"""Random requests and what may become of them: finished, given up in one way or another, continued. Each
+is checked against what the same request answered when nobody else was there."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from baton import AsyncClient
+from baton.client.results import Delta
+from baton.client.stream import AsyncStream
+from baton.errors import DeadlineExceeded
+from baton.kv_records import STORED, decode
+from baton.rpc.channel import channel
+from baton.types import BlockId, FinishReason, PositionLogprobs
+from baton.v1 import worker_pb2, worker_pb2_grpc
+from cluster.local import LocalCluster
+from tests.cluster.watching import eventually, settled
+
+NUM_REQUESTS = 1000
+NUM_KINDS = 100  # distinct requests; each is asked for about ten times
+MAX_OPEN = 64
+MAX_IN_FLIGHT = 40  # the others wait at the router's gate
+BLOCK_SIZE, NUM_BLOCKS = 16, 40
+MAX_PROMPT, MAX_NEW = 150, 40
+MAX_MODEL_LEN = MAX_PROMPT + MAX_NEW + 20
+
+Prompt = str | list[int]
+
+
+@dataclass
+class Answer:
+    """All that a client got for one sample, as it came."""
+
+    deltas: list[Delta] = field(default_factory=list)
+
+    def token_ids(self, num_deltas: int | None = None) -> list[int]:
+        return [token for delta in self.deltas[:num_deltas] for token in delta.token_ids]
+
+    def text(self, num_deltas: int | None = None) -> str:
+        return "".join(delta.text for delta in self.deltas[:num_deltas])
+
+    @property
+    def logprobs(self) -> list[PositionLogprobs]:
+        return [position for delta in self.deltas for position in delta.logprobs]
+
+    @property
+    def end(self) -> tuple[FinishReason | None, str | None, int | None]:
+        last = self.deltas[-1]
+        return last.finish_reason, last.stop, last.stop_token_id
+
+
+@dataclass
+class Kind:
+    """A request, and what it answers when nobody else is there."""
+
+    prompt: Prompt
+    options: dict[str, Any]
+    alone: list[Answer] = field(default_factory=list)
+    prompt_logprobs: Sequence[PositionLogprobs] = ()
+
+    @classmethod
+    def make(cls, rng: random.Random, shared: Sequence[int]) -> Kind:
+        num_prompt = rng.choice((1, 2, 15, 16, 17, 40, 90, MAX_PROMPT))
+        tokens = [*shared[: rng.choice((0, num_prompt // 2))]]
+        tokens += [rng.randrange(256) for _ in range(num_prompt - len(tokens))]
+        prompt: Prompt = tokens
+        if rng.random() < 0.2:
+            prompt = "".join(rng.choice("the and in then ") for _ in range(num_prompt))
+        options: dict[str, Any] = {
+            "max_tokens": rng.randint(1, MAX_NEW),
+            "seed": rng.getrandbits(64),
+            "n": rng.choice((1, 1, 1, 2, 4)),
+            "priority": rng.randint(-1, 1),
+            "temperature": rng.choice((0.0, 0.7, 1.0, 1.3)),
+        }
+        for name, value in (
+            ("top_k", rng.randint(1, 50)),
+            ("top_p", rng.uniform(0.5, 1)),
+            ("min_p", rng.uniform(0, 0.1)),
+            ("repetition_penalty", rng.uniform(0.8, 1.3)),
+            ("frequency_penalty", rng.uniform(-1, 1)),
+            ("presence_penalty", rng.uniform(-1, 1)),
+            ("logit_bias", {rng.randrange(256): rng.uniform(-5, 5) for _ in range(3)}),
+            ("min_tokens", rng.randint(0, options["max_tokens"])),
+            ("stop", [rng.choice("aeiou"), "th"]),
+            ("stop_token_ids", rng.sample(range(256), 8)),
+            ("logprobs", rng.randint(0, 3)),
+            ("prompt_logprobs", rng.randint(0, 2)),
+            ("ignore_eos", True),
+        ):
+            if rng.random() < 0.25:
+                options[name] = value
+        return cls(prompt, options)
+
+    def check(self, answers: dict[int, Answer], stream: AsyncStream) -> None:
+        """A finished answer is what it was alone, to the last bit."""
+        assert sorted(answers) == list(range(self.options["n"]))
+        for index, alone in enumerate(self.alone):
+            got = answers[index]
+            assert got.token_ids() == alone.token_ids()
+            assert got.text() == alone.text()
+            assert got.end == alone.end
+            assert got.logprobs == alone.logprobs
+        assert list(stream.prompt_logprobs) == list(self.prompt_logprobs)
+
+    def check_begun(self, answers: dict[int, Answer]) -> None:
+        """What came before a request was given up is the beginning of what it was alone."""
+        for index, got in answers.items():
+            token_ids = got.token_ids()
+            assert token_ids == self.alone[index].token_ids()[: len(token_ids)]
+            assert self.alone[index].text().startswith(got.text())
+
+
+async def read(stream: AsyncStream, answers: dict[int, Answer], most: int | None = None) -> None:
+    """Reads to the end, or until `most` deltas have come."""
+    async for delta in stream:
+        answers.setdefault(delta.sample_index, Answer()).deltas.append(delta)
+        if most is not None and (most := most - 1) <= 0:
+            return
+
+
+# What may become of a request. Each returns how it ended.
+
+
+async def completes(client: AsyncClient, kind: Kind, rng: random.Random) -> str:
+    answers: dict[int, Answer] = {}
+    async with client.stream(kind.prompt, **kind.options) as stream:
+        await read(stream, answers)
+        kind.check(answers, stream)
+        assert stream.timeline is not None
+        assert stream.timeline.num_preemptions >= 0
+        return "preempted" if stream.timeline.num_preemptions else "completed"
+
+
+async def is_closed_early(client: AsyncClient, kind: Kind, rng: random.Random) -> str:
+    answers: dict[int, Answer] = {}
+    async with client.stream(kind.prompt, **kind.options) as stream:
+        await read(stream, answers, most=rng.randint(1, 12))
+    kind.check_begun(answers)
+    return "closed"
+
+
+async def is_cancelled_at_any_time(client: AsyncClient, kind: Kind, rng: random.Random) -> str:
+    """Also while it waits at the gate or for blocks, or computes its prompt."""
+    answers: dict[int, Answer] = {}
+    try:
+        async with asyncio.timeout(rng.uniform(0, 0.6)):
+            async with client.stream(kind.prompt, **kind.options) as stream:
+                await read(stream, answers)
+                kind.check(answers, stream)
+                return "completed"
+    except TimeoutError:
+        kind.check_begun(answers)
+        return "cancelled"
+
+
+async def loses_its_client(client: AsyncClient, kind: Kind, rng: random.Random) -> str:
+    """The connection itself goes away."""
+    answers: dict[int, Answer] = {}
+    async with AsyncClient(client._replicas.addresses) as own:
+        await read(own.stream(kind.prompt, **kind.options), answers, most=rng.randint(1, 12))
+    kind.check_begun(answers)
+    return "disconnected"
+
+
+async def has_a_deadline(client: AsyncClient, kind: Kind, rng: random.Random) -> str:
+    answers: dict[int, Answer] = {}
+    try:
+        options = kind.options | {"timeout_s": rng.uniform(0.001, 0.8)}
+        async with client.stream(kind.prompt, **options) as stream:
+            await read(stream, answers)
+            kind.check(answers, stream)
+            return "completed"
+    except DeadlineExceeded:
+        kind.check_begun(answers)
+        return "expired"
+
+
+async def is_a_continuation(client: AsyncClient, kind: Kind, rng: random.Random) -> str:
+    """From any tokens that a client may have when its router is lost: tokens and text go on."""
+    if kind.options.get("prompt_logprobs") is not None:
+        return await completes(client, kind, rng)
+    cuts = [rng.randrange(len(alone.deltas)) for alone in kind.alone]
+    forced = [alone.token_ids(cut) for alone, cut in zip(kind.alone, cuts, strict=True)]
+    answers: dict[int, Answer] = {}
+    options = kind.options | {"output_token_ids": forced}
+    async with client.stream(kind.prompt, **options) as stream:
+        await read(stream, answers)
+    for index, (alone, cut) in enumerate(zip(kind.alone, cuts, strict=True)):
+        assert forced[index] + answers[index].token_ids() == alone.token_ids()
+        assert alone.text(cut) + answers[index].text() == alone.text()
+        assert answers[index].end == alone.end
+    return "continued"
+
+
+FATES = {
+    completes: 5,
+    is_a_continuation: 2,
+    is_closed_early: 1,
+    is_cancelled_at_any_time: 1,
+    has_a_deadline: 1,
+    loses_its_client: 0.5,
+}
+
+
+# What the pool publishes and forgets meanwhile
+
+
+@dataclass
+class Events:
+    """Follows a pool's KV events as a router does."""
+
+    published: set[BlockId] = field(default_factory=set)
+    num_evicted: int = 0
+
+    async def follow(self, worker_id: str, worker_address: str) -> None:
+        request = worker_pb2.StreamKvEventsRequest(pool={"worker_id": worker_id})
+        next_number: int | None = None
+        async with channel(worker_address) as link:
+            async for batch in worker_pb2_grpc.WorkerStub(link).StreamKvEvents(request):
+                assert batch.snapshot == (next_number is None)
+                assert next_number in (None, batch.first_number)
+                next_number = batch.first_number + batch.count
+                for change, block_ids in decode(batch.records):
+                    if change == STORED:
+                        self.published.update(block_ids)
+                    else:
+                        assert self.published.issuperset(block_ids)
+                        self.published.difference_update(block_ids)
+                        self.num_evicted += len(block_ids)
+
+
+@asynccontextmanager
+async def followed(client: AsyncClient) -> AsyncIterator[Events]:
+    [worker] = await client.workers()
+    events = Events()
+    task = asyncio.create_task(events.follow(worker.info.worker_id, worker.info.address))
+    yield events
+    assert not task.done()
+    task.cancel()
+
+
+async def run_alone(client: AsyncClient, kind: Kind) -> None:
+    answers: dict[int, Answer] = {}
+    async with client.stream(kind.prompt, **kind.options) as stream:
+        await read(stream, answers)
+        kind.alone = [answers[index] for index in sorted(answers)]
+        kind.prompt_logprobs = stream.prompt_logprobs
+    assert len(kind.alone) == kind.options["n"]

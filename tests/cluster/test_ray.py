@@ -1,0 +1,301 @@
+"""A cluster under a real private Ray: what dies comes back, streams go on, and nothing is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+
+from baton import AsyncClient, Client
+from baton.state.base import Member
+from cluster.process import free_port
+from cluster.ray_cluster import RayCluster
+from cluster.reconcile import Limits
+from cluster.spec import Settings, read
+from tests.checkpoints import make_checkpoint
+
+ROOT = Path(__file__).parents[2]
+MARK = "BATON_TEST_RUN"
+NUM_STREAMS, NUM_NEW = 6, 300
+PROMPTS = [[7, seed, 11, 13] for seed in range(NUM_STREAMS)]
+
+# Some Ray cluster that is not ours: prints its address.
+FOREIGN_RAY = """
+import sys, time
+from pathlib import Path
+from cluster import private_ray
+from cluster.quiet_ray import ray
+private_ray.start(Path(sys.argv[1]), {})
+print(ray.get_runtime_context().gcs_address, flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("ray") / "model", "llama")
+
+
+@pytest.fixture(scope="module")
+def cluster(checkpoint: Path) -> Iterator[RayCluster]:
+    settings = Settings(
+        workers={"model": str(checkpoint), "deterministic": True, "num_blocks": 200},
+        router={"grpc_port": 0, "http_port": 0},
+    )
+    spec = read(settings, num_prefill_workers=0, num_decode_workers=2)
+    with RayCluster(spec, limits=Limits(silent_s=2.0)) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def references(cluster: RayCluster) -> list[tuple[int, ...]]:
+    """Every stream's tokens when it runs alone."""
+    with Client(cluster.address) as client:
+        return [
+            tuple(client.generate(prompt, max_tokens=NUM_NEW, seed=3, ignore_eos=True).token_ids)
+            for prompt in PROMPTS
+        ]
+
+
+def workers(cluster: RayCluster) -> Mapping[str, Member]:
+    with Client(cluster.address) as client:
+        return {member.info.worker_id: member for member in client.workers()}
+
+
+async def streams(
+    cluster: RayCluster, at_some_token: Callable[[], None]
+) -> tuple[list[tuple[int, ...]], int]:
+    """All streams at once, and how often one went on elsewhere; calls back in the middle of them."""
+    first_done = asyncio.Event()
+
+    async def follow(client: AsyncClient, index: int) -> tuple[tuple[int, ...], int]:
+        tokens: list[int] = []
+        options: Any = {"max_tokens": NUM_NEW, "seed": 3, "ignore_eos": True}
+        async with client.stream(PROMPTS[index], **options) as stream:
+            async for delta in stream:
+                tokens += delta.token_ids
+                if len(tokens) >= NUM_NEW // 5 and not first_done.is_set():
+                    first_done.set()
+                    at_some_token()
+        assert stream.timeline is not None
+        return tuple(tokens), stream.timeline.num_attempts
+
+    async with AsyncClient(cluster.address) as client:
+        followed = await asyncio.gather(*(follow(client, i) for i in range(NUM_STREAMS)))
+    return [tokens for tokens, _ in followed], sum(attempts > 1 for _, attempts in followed)
+
+
+def test_a_killed_worker_comes_back_and_its_streams_go_on_exactly(
+    cluster: RayCluster, references: list[tuple[int, ...]]
+) -> None:
+    before = workers(cluster)
+    killed_s = 0.0
+
+    def kill() -> None:
+        nonlocal killed_s
+        killed_s = time.monotonic()
+        cluster.kill_worker("decode-0")
+
+    tokens, num_continued = asyncio.run(streams(cluster, kill))
+    assert tokens == references
+    assert num_continued > 0
+    cluster.wait_ready()
+    print(f"\nworker back after {time.monotonic() - killed_s:.1f} s")
+    after = workers(cluster)
+    assert after.keys() == before.keys() == {"decode-0", "decode-1"}
+    assert after["decode-0"].info.incarnation > before["decode-0"].info.incarnation
+    assert after["decode-0"].info.pid != before["decode-0"].info.pid
+    assert after["decode-1"].info == before["decode-1"].info
+
+
+def test_a_stopped_worker_is_killed_and_replaced(cluster: RayCluster) -> None:
+    """SIGSTOP: alive to the kernel and to Ray, but it does not answer."""
+    stopped = cluster.worker_pids["decode-1"]
+    cluster.kill_worker("decode-1", signal.SIGSTOP)
+    wait_until(lambda: not Path(f"/proc/{stopped}").exists())
+    cluster.wait_ready()
+    assert cluster.worker_pids["decode-1"] != stopped
+
+
+def test_a_killed_router_comes_back_where_it_was(
+    cluster: RayCluster, references: list[tuple[int, ...]]
+) -> None:
+    pids = cluster.pids
+    cluster.kill_worker("router-0")
+    wait_until(lambda: cluster.pids.get("router-0", pids["router-0"]) != pids["router-0"])
+    cluster.wait_ready()
+    assert {name for name in pids if cluster.pids[name] != pids[name]} == {"router-0"}
+    tokens, _ = asyncio.run(streams(cluster, lambda: None))
+    assert tokens == references
+
+
+def test_scaling_down_drains_and_streams_go_on(
+    cluster: RayCluster, references: list[tuple[int, ...]]
+) -> None:
+    leaving = cluster.worker_pids["decode-1"]
+    tokens, _ = asyncio.run(streams(cluster, lambda: cluster.scale(num_decode_workers=1)))
+    assert tokens == references
+    cluster.wait_ready()
+    assert list(workers(cluster)) == ["decode-0"]
+    wait_until(lambda: not Path(f"/proc/{leaving}").exists())
+    cluster.scale(num_decode_workers=2)
+    cluster.wait_ready()
+    assert set(workers(cluster)) == {"decode-0", "decode-1"}
+
+
+# `baton up` as a process of its own
+
+
+@dataclass
+class Up:
+    """A run of `baton up`; all it starts carries its mark."""
+
+    process: subprocess.Popen[str]
+    mark: str
+    errors: IO[str]
+
+    def ready(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line, f"it ended with {self.process.wait()}: {self.said()}"
+        described: dict[str, Any] = json.loads(line)
+        return described
+
+    def said(self) -> str:
+        self.errors.seek(0)
+        return self.errors.read()
+
+    def left(self) -> list[str]:
+        """Command lines of all that still runs."""
+        wanted = f"{MARK}={self.mark}".encode()
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if wanted in (folder / "environ").read_bytes().split(b"\0"):
+                    found.append((folder / "cmdline").read_text().replace("\0", " "))
+        return found
+
+
+@pytest.fixture
+def up(tmp_path: Path) -> Iterator[Callable[..., Up]]:
+    started: list[Up] = []
+
+    def start(*options: str, **environment: str) -> Up:
+        mark = uuid.uuid4().hex
+        command = [sys.executable, "-m", "cli.main", "up", "--json", "--num-blocks", "50"]
+        command += ["--grpc-port", "0", "--http-port", "0", *options]
+        errors = (tmp_path / f"{mark}.log").open("w+")
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**os.environ, MARK: mark, **environment},
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        )
+        started.append(Up(process, mark, errors))
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.process.kill()
+        each.process.communicate()
+        each.errors.close()
+
+
+def wait_until(condition: Callable[[], object], timeout_s: float = 30) -> None:
+    give_up_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < give_up_s, "not in time"
+        time.sleep(0.05)
+
+
+def own_folder(pid: int) -> list[Path]:
+    return list(Path("/tmp").glob(f"baton-up-{pid}-*"))
+
+
+def test_up_leaves_nothing_behind(up: Callable[..., Up], checkpoint: Path) -> None:
+    killed = up("--model", str(checkpoint), "--no-prefill-workers")
+    assert list(killed.ready()["workers"]) == ["decode-0"]
+    killed.process.kill()
+    wait_until(lambda: not killed.left())
+    assert own_folder(killed.process.pid), "then the next one's cleaning up is not tested"
+
+    ended = up("--model", str(checkpoint))
+    described = ended.ready()
+    assert set(described["workers"]) == {"prefill-0", "decode-0"}
+    assert len(own_folder(ended.process.pid)) == 1
+    assert not own_folder(killed.process.pid)
+    with Client(described["address"]) as client:
+        assert len(client.generate([1, 2, 3], max_tokens=5).token_ids) == 5
+    ended.process.terminate()
+    assert ended.process.wait(30) == 0, ended.said()
+    assert ended.left() == []
+    assert not own_folder(ended.process.pid)
+    assert ended.process.stdout is not None
+    assert ended.process.stdout.read() == "", "stdout is the JSON line's alone"
+
+
+def test_up_that_cannot_start_says_why_and_leaves_nothing(
+    up: Callable[..., Up], tmp_path: Path
+) -> None:
+    failed = up("--model", str(tmp_path / "none"))
+    assert failed.process.wait(60) == 1
+    assert failed.process.stdout is not None
+    error = json.loads(failed.process.stdout.read().splitlines()[-1])["error"]
+    assert error["code"] == "config"
+    assert "none" in error["message"] + error["field"]
+    assert "Traceback" not in failed.said()
+    assert failed.left() == []
+    assert not own_folder(failed.process.pid)
+
+
+def test_on_a_joined_ray_workers_outlive_their_controller(
+    up: Callable[..., Up], checkpoint: Path
+) -> None:
+    """The next one takes them over where they are, and drains the one that it does not want."""
+    token = {"RAY_AUTH_TOKEN": uuid.uuid4().hex}
+    ports = ("--grpc-port", str(free_port()), "--http-port", str(free_port()))
+    folder = Path(f"/tmp/baton-test-{os.getpid()}")
+    foreign = subprocess.Popen(
+        [sys.executable, "-c", FOREIGN_RAY, str(folder)],
+        cwd=ROOT,
+        env={**os.environ, **token},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert foreign.stdout is not None
+        address = foreign.stdout.readline().strip()
+        options = ("--model", str(checkpoint), "--address", address, "--no-prefill-workers", *ports)
+        environment = {**token, "RAY_AUTH_MODE": "token"}
+        first = up(*options, "--decode-workers", "2", **environment)
+        pids = first.ready()["workers"]
+        first.process.kill()
+        wait_until(lambda: not first.left())  # its router, that is
+        assert all(Path(f"/proc/{pid}").exists() for pid in pids.values())
+        second = up(*options, "--decode-workers", "1", **environment)
+        described = second.ready()
+        assert described["workers"]["decode-0"] == pids["decode-0"]
+        with Client(described["address"]) as client:
+            assert len(client.generate([1, 2, 3], max_tokens=5).token_ids) == 5
+        wait_until(lambda: not Path(f"/proc/{pids['decode-1']}").exists())
+        second.process.terminate()
+        assert second.process.wait(30) == 0, second.said()
+        wait_until(lambda: not Path(f"/proc/{pids['decode-0']}").exists())
+    finally:
+        foreign.communicate()
+        subprocess.run(["rm", "-rf", str(folder)], check=True)

@@ -1,0 +1,67 @@
+"""A decode rank's pool and the transports that reach it, as the tests use them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from kv_transfer.base import Link, Receiver, Sender, TransferId, Write
+from kv_transfer.layout import PoolLayout
+from kv_transfer.loopback import LoopbackReceiver, LoopbackSender
+from kv_transfer.pool import Pool
+from kv_transfer.shm import SharedMemory, ShmReceiver, ShmSender
+from kv_transfer.torch_dist import TorchDistReceiver, TorchDistSender
+
+KINDS = ("loopback", "shm", "torch_dist")
+TIMEOUT_S = 2.0
+SMALL = PoolLayout(
+    num_layers=3, num_blocks=16, num_kv_heads=2, block_size=4, head_dim=8, dtype="fp32"
+)
+BIG = PoolLayout(
+    num_layers=4, num_blocks=64, num_kv_heads=4, block_size=64, head_dim=64, dtype="fp32"
+)
+
+
+@dataclass(slots=True)
+class Decode:
+    """D's side; `receiver` is to be closed."""
+
+    pool: Pool
+    receiver: Receiver
+
+
+def make_decode(kind: str, layout: PoolLayout) -> Decode:
+    if kind == "shm":
+        shared = SharedMemory(layout.size_bytes)
+        return Decode(Pool(layout, shared.memory), ShmReceiver(layout, shared))
+    pool = Pool(layout, torch.zeros(layout.size_bytes, dtype=torch.uint8))
+    if kind == "loopback":
+        return Decode(pool, LoopbackReceiver(pool))
+    return Decode(pool, TorchDistReceiver(pool, "127.0.0.1", TIMEOUT_S))
+
+
+def make_sender(kind: str, pool: Pool, *, checksums: bool = True) -> Sender:
+    if kind == "shm":
+        return ShmSender(pool, checksums=checksums)
+    if kind == "loopback":
+        return LoopbackSender(pool, checksums=checksums)
+    return TorchDistSender(pool, TIMEOUT_S, checksums=checksums)
+
+
+def random_pool(layout: PoolLayout, seed: int = 1) -> Pool:
+    generator = torch.Generator().manual_seed(seed)
+    memory = torch.randint(
+        1, 256, (layout.size_bytes,), dtype=torch.uint8, generator=generator
+    )  # no zeros: what has landed is seen
+    return Pool(layout, memory)
+
+
+def send(
+    link: Link, transfer: TransferId, num_layers: int, source: Sequence[int], target: Sequence[int]
+) -> list[int]:
+    """Writes whole blocks; the checksum of each, as D is told."""
+    futures = [link.write(transfer, Write(layer, source, target)) for layer in range(num_layers)]
+    sums = [future.result(timeout=30) for future in futures]
+    return [sum(column) % (1 << 64) for column in zip(*sums, strict=True)]
