@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -27,22 +27,25 @@ from bench import arrangements
 from bench.arrangements import Arrangement
 from bench.interference_result import Episode, Prompt, Window, gaps_in, report, tokens_in
 from bench.observed import Observed, observe
+from bench.rounds import OnStep, RoundLimits, Steps, rounds
 from bench.statistics import percentile
 
 _NUM_STREAM_PROMPT_TOKENS = 64
 _NUM_NEW_TOKENS = 4  # of an arriving prompt
+_LEAST_ROUNDS = 3
 _SETTLE_S = 0.3  # after the streams have begun, and between quiet and load
 _BEGIN_POLL_S = 0.02
 _SCREEN_QUIET_S, _SCREEN_LOADED_S = 0.5, 2.0
 # Rates are learned from what ran: until then the router would compare guesses.
-_WARM_UP_TOKENS = (512, 512, 512)
+_WARM_UP_TOKENS = (256, 256, 256)
 _WARM_UP_PAUSE_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class InterferenceSettings:
     """`chunk_budgets`: of the aggregated arrangement, tried first. A window ends with the prompt that
-    is under way when `loaded_s` is over. `num_rounds`: pairs of episodes."""
+    is under way when `loaded_s` is over. `num_rounds`: pairs of episodes; none begins that would not end
+    within `time_limit_s` of the start, once there are three."""
 
     model: str = "llama-125m"
     num_streams: int = 8
@@ -51,6 +54,7 @@ class InterferenceSettings:
     num_rounds: int = 6
     quiet_s: float = 3.0
     loaded_s: float = 5.0
+    time_limit_s: float = 215.0
     seed: int = 0
 
 
@@ -60,27 +64,26 @@ class Windows:
     loaded_s: float
 
 
-OnEpisode = Callable[[str], None]
-
-
-def measure(settings: InterferenceSettings, on_episode: OnEpisode) -> dict[str, Any]:
-    """Starts what it needs, and ends it. `on_episode` hears what ran after each episode."""
+def measure(settings: InterferenceSettings, on_step: OnStep) -> dict[str, Any]:
+    """Starts what it needs, and ends it."""
     started_s = time.monotonic()
+    limits = RoundLimits(_LEAST_ROUNDS, settings.num_rounds, started_s + settings.time_limit_s)
+    steps = Steps(1 + 2 * len(settings.chunk_budgets) + 2 * settings.num_rounds, on_step)
     cores = arrangements.two_cores()
     both = (cores.prefill, cores.decode)
     with ExitStack() as clusters:
 
         def start(arrangement: Arrangement) -> str:
-            return clusters.enter_context(
-                arrangements.started(settings.model, arrangement)
-            ).address
+            cluster = clusters.enter_context(arrangements.started(settings.model, arrangement))
+            steps.end("starting")
+            return cluster.address
 
         disaggregated = start(arrangements.disaggregated(cores))
         budgets = {
             budget: start(arrangements.aggregated(*both, max_chunk_tokens=budget))
             for budget in settings.chunk_budgets
         }
-        result = asyncio.run(_Run(settings, on_episode).both(disaggregated, budgets))
+        result = asyncio.run(_Run(settings, limits, steps).both(disaggregated, budgets))
     return {
         **result,
         "model": settings.model,
@@ -91,9 +94,10 @@ def measure(settings: InterferenceSettings, on_episode: OnEpisode) -> dict[str, 
 
 
 class _Run:
-    def __init__(self, settings: InterferenceSettings, on_episode: OnEpisode) -> None:
+    def __init__(self, settings: InterferenceSettings, limits: RoundLimits, steps: Steps) -> None:
         self._settings = settings
-        self._on_episode = on_episode
+        self._limits = limits
+        self._steps = steps
         self._random = random.Random(settings.seed)
         self._windows = Windows(settings.quiet_s, settings.loaded_s)
         self._vocab_size = 0
@@ -102,15 +106,13 @@ class _Run:
         async with AsyncClient(disaggregated) as client:
             [model] = await client.models()
             self._vocab_size = model.vocab_size
-            for num_tokens in _WARM_UP_TOKENS:
-                await observe(client, self._prompt(num_tokens), _NUM_NEW_TOKENS)
-                await asyncio.sleep(_WARM_UP_PAUSE_S)
+            await self._warm_up(client)
             screened = {budget: await self._screen(budgets[budget]) for budget in budgets}
             budget = min(screened, key=lambda each: screened[each])
             one: list[Episode] = []
             two: list[Episode] = []
             async with AsyncClient(budgets[budget]) as other:
-                for _ in range(self._settings.num_rounds):
+                for _ in rounds(self._limits):
                     one.append(await self._episode(client, self._windows, "disaggregated"))
                     two.append(await self._episode(other, self._windows, "aggregated"))
         return {
@@ -118,11 +120,16 @@ class _Run:
             "aggregated": {**report(two), "chunk_budget": budget, "screened_p99_ms": screened},
         }
 
+    async def _warm_up(self, client: AsyncClient) -> None:
+        for num_tokens in _WARM_UP_TOKENS:
+            await observe(client, self._prompt(num_tokens), _NUM_NEW_TOKENS)
+            await asyncio.sleep(_WARM_UP_PAUSE_S)
+
     async def _screen(self, address: str) -> float:
-        """The loaded P99 of a short episode, in milliseconds; a shorter one before it warms up."""
+        """The loaded P99 of a short episode, in milliseconds."""
         windows = Windows(_SCREEN_QUIET_S, _SCREEN_LOADED_S)
         async with AsyncClient(address) as client:
-            await self._episode(client, Windows(0.0, 0.0), "warming up")
+            await self._warm_up(client)
             episode = await self._episode(client, windows, "chunk budgets")
         return 1000 * percentile(episode.loaded_gaps_s, 99)
 
@@ -136,7 +143,7 @@ class _Run:
                 prompts.append(await self._send(client))
             loaded = Window(begin_s, time.perf_counter())
         arrivals = [stream.arrivals for stream in streams]
-        self._on_episode(name)
+        self._steps.end(name)
         return Episode(
             quiet_gaps_s=gaps_in(quiet, streams),
             loaded_gaps_s=gaps_in(loaded, streams),

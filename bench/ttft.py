@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -22,14 +22,15 @@ from baton import AsyncClient
 from baton.errors import ConfigError, Internal
 from bench import arrangements
 from bench.observed import Observed, observe
+from bench.rounds import OnStep, RoundLimits, Steps, rounds
 from bench.statistics import median, pairwise_difference, pairwise_ratio
 
 # Prompts from here on must have been prefilled remotely: otherwise there is nothing to measure.
 REMOTE_FROM_TOKENS = 512
 
 _NUM_OUTPUT_TOKENS = 16
-_LEAST_PAIRS, _MOST_PAIRS = 15, 40
-_TOKENS_PER_SIDE = 8192  # of a row's prompts: short ones are sent more often
+_LEAST_ROUNDS = 5
+_TOKENS_PER_ROUND = 96  # of a short prompt, which is sent several times a round
 _PAUSE_S = 0.05  # for confirmations and heartbeats of the request before
 # Rates are learned from what ran: until then the router would compare guesses.
 _WARM_UP_TOKENS = (32, 512, 512, 32, 512, 512)
@@ -38,12 +39,18 @@ _WARM_UP_PAUSE_S = 0.5
 
 @dataclass(frozen=True, slots=True)
 class TtftSettings:
-    """`num_pairs` 0: by the prompt's length, such that the whole run takes three minutes."""
+    """Every round sends a pair of every length, of very short ones a few. No round begins that would
+    not end within `time_limit_s` of the start, once there are five."""
 
     model: str = "llama-125m"
     prompts: tuple[int, ...] = (32, 512, 2048)
-    num_pairs: int = 0
+    num_rounds: int = 15
+    time_limit_s: float = 210.0
     seed: int = 0
+
+    def schedule(self) -> list[int]:
+        """The lengths of one round's pairs."""
+        return [n for n in self.prompts for _ in range(max(1, _TOKENS_PER_ROUND // n))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,19 +72,12 @@ class Pair:
     disaggregated: Sent
 
 
-OnPair = Callable[[str], None]
-
-
-def num_pairs(settings: TtftSettings, num_tokens: int) -> int:
-    by_length = max(_LEAST_PAIRS, min(_MOST_PAIRS, _TOKENS_PER_SIDE // num_tokens))
-    return settings.num_pairs or by_length
-
-
-def measure(settings: TtftSettings, on_pair: OnPair) -> dict[str, Any]:
-    """Starts what it needs, and ends it. `on_pair` hears what a pair was after each of them."""
+def measure(settings: TtftSettings, on_step: OnStep) -> dict[str, Any]:
+    """Starts what it needs, and ends it."""
     if not settings.prompts or min(settings.prompts) < 1:
         raise ConfigError("must be lengths of at least 1", field="prompts")
     started_s = time.monotonic()
+    limits = RoundLimits(_LEAST_ROUNDS, settings.num_rounds, started_s + settings.time_limit_s)
     cores = arrangements.two_cores()
     with ExitStack() as clusters:
         one = clusters.enter_context(
@@ -86,9 +86,9 @@ def measure(settings: TtftSettings, on_pair: OnPair) -> dict[str, Any]:
         two = clusters.enter_context(
             arrangements.started(settings.model, arrangements.disaggregated(cores))
         )
-        rows = asyncio.run(_rows(settings, (one.address, two.address), on_pair))
+        pairs = asyncio.run(_pairs(settings, limits, (one.address, two.address), on_step))
     return {
-        "rows": rows,
+        "rows": [row(num_tokens, pairs[num_tokens]) for num_tokens in settings.prompts],
         "model": settings.model,
         "prefill_core": cores.prefill,
         "decode_core": cores.decode,
@@ -96,10 +96,14 @@ def measure(settings: TtftSettings, on_pair: OnPair) -> dict[str, Any]:
     }
 
 
-async def _rows(
-    settings: TtftSettings, addresses: tuple[str, str], on_pair: OnPair
-) -> list[dict[str, Any]]:
+async def _pairs(
+    settings: TtftSettings, limits: RoundLimits, addresses: tuple[str, str], on_step: OnStep
+) -> dict[int, list[Pair]]:
+    """By length of prompt."""
     rng = random.Random(settings.seed)
+    schedule = settings.schedule()
+    steps = Steps(len(_WARM_UP_TOKENS) + settings.num_rounds * len(schedule), on_step)
+    found: dict[int, list[Pair]] = {num_tokens: [] for num_tokens in settings.prompts}
     async with AsyncExitStack() as stack:
         one, two = [await stack.enter_async_context(AsyncClient(each)) for each in addresses]
         [model] = await one.models()
@@ -110,16 +114,13 @@ async def _rows(
 
         for num_tokens in _WARM_UP_TOKENS:
             await pair(num_tokens)
-            on_pair("warming up")
             await asyncio.sleep(_WARM_UP_PAUSE_S)
-        rows = []
-        for num_tokens in settings.prompts:
-            pairs = []
-            for _ in range(num_pairs(settings, num_tokens)):
-                pairs.append(await pair(num_tokens))
-                on_pair(f"{num_tokens:,} tokens")
-            rows.append(row(num_tokens, pairs))
-    return rows
+            steps.end("warming up")
+        for _ in rounds(limits):
+            for num_tokens in schedule:
+                found[num_tokens].append(await pair(num_tokens))
+                steps.end(f"{num_tokens:,} tokens")
+    return found
 
 
 async def _send(client: AsyncClient, prompt: Sequence[int]) -> Sent:

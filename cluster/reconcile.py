@@ -26,8 +26,9 @@ class Phase(Enum):
 @dataclass(frozen=True, slots=True)
 class Instance:
     """What is known of one worker or router. `since_s`: in this phase since. `silent_since_s`: when it was
-    first asked in vain whether it serves, since it last said so; what nobody asked is not silent. `num_failures`: ends in a row that nobody asked for. `error`: what it is being
-    killed for, or, until it serves again, what the last one of this name ended of."""
+    first asked in vain whether it serves, since it last said so; what nobody asked is not silent.
+    `num_failures`: ends in a row that nobody asked for. `error`: what it is being killed for, or, until it
+    serves again, what the last one of this name ended of."""
 
     name: str
     phase: Phase

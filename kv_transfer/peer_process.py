@@ -42,11 +42,12 @@ class PeerProcess:
             raise PeerLost(f"process {process.pid} is gone") from error
         try:
             # The pidfd holds whoever has the pid now; only then can the start time tell who it is.
-            if _start_ticks(process.pid) != process.start_ticks:
-                raise PeerLost(f"process {process.pid} is gone; another has its pid now")
-        except (OSError, PeerLost) as error:
+            is_it = _start_ticks(process.pid) == process.start_ticks and not self.is_dead
+        except OSError:  # it ended between the two
+            is_it = False
+        if not is_it:
             os.close(self._pidfd)
-            raise PeerLost(f"process {process.pid} is gone") from error
+            raise PeerLost(f"process {process.pid} is gone")
 
     def fileno(self) -> int:
         return self._pidfd

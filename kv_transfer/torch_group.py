@@ -42,6 +42,7 @@ def join(
             return _nccl(store, rank, timeout), store
         options = ProcessGroupGloo._Options()  # type: ignore[attr-defined]
         options._timeout = timeout
+        options._threads = 1  # none of its collectives are used
         options._devices = [_gloo_device(connection.local_host)]
         return cast(Group, ProcessGroupGloo(store, rank, 2, options)), store
 
@@ -76,7 +77,7 @@ class _PairStore(Store):
         self._timeout_s = timeout_s
         self._values: dict[str, bytes] = {}
 
-    def set(self, key: str, value: bytes) -> None:  # type: ignore[override]
+    def set(self, key: str, value: bytes) -> None:
         self._values[key] = value
         self._connection.send({"key": key, "value": value}, self._timeout_s)
 

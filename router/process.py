@@ -7,6 +7,7 @@ import logging
 import signal
 import socket
 import uuid
+from contextlib import AsyncExitStack
 
 from baton.rpc.server import Server, ServerOptions
 from baton.state.embedded import EmbeddedState
@@ -52,30 +53,34 @@ class Router:
     async def run(self) -> None:
         """Serves until SIGTERM or SIGINT, then drains: what runs has `drain_grace_s` to end."""
         self._add_services()
-        await self.server.start()
-        http = await HttpServer.start(
-            create_app(self._dispatcher, self._metrics.registry, self.config.times.slow_client_s),
-            self.config.host,
-            self.config.http_port,
-        )
-        stopping = asyncio.create_task(self._stop.wait(), name="signal")
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(self.server.stop)
+            fleet = asyncio.create_task(self._fleet.run(), name="fleet")
+            stack.push_async_callback(_cancel, fleet)
+            http = await HttpServer.start(
+                create_app(
+                    self._dispatcher, self._metrics.registry, self.config.times.slow_client_s
+                ),
+                self.config.host,
+                self.config.http_port,
+            )
+            stack.push_async_callback(http.stop)
+            await self.server.start()
+            stack.push_async_callback(self.server.drain, self.config.drain_grace_s)
+            await self.server.set_serving(True)
+            log.info("gRPC on %s, HTTP on port %d", self.server.address, http.port)
+            await self._until_signalled(fleet)
+
+    async def _until_signalled(self, fleet: asyncio.Task[None]) -> None:
+        """Returns when it is time to leave; raises what broke `fleet`."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
-        fleet = asyncio.create_task(self._fleet.run(), name="fleet")
-        await self.server.set_serving(True)
-        log.info("gRPC on %s, HTTP on port %d", self.server.address, http.port)
-        try:
-            await asyncio.wait({fleet, stopping}, return_when=asyncio.FIRST_COMPLETED)
-            if fleet.done():
-                fleet.result()  # raises what ended it
-        finally:
-            stopping.cancel()
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self.server.drain(self.config.drain_grace_s))
-                group.create_task(http.stop())
-            fleet.cancel()
-            await asyncio.wait([fleet])
+        stopping = asyncio.create_task(self._stop.wait(), name="signal")
+        await asyncio.wait({fleet, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if fleet.done():
+            fleet.result()
 
     def _add_services(self) -> None:
         server = self.server
@@ -94,3 +99,8 @@ class Router:
 
     def _resize(self, num_pools: int) -> None:
         self._gate.resize(max(1, num_pools) * self.config.max_in_flight_per_pool)
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait([task])

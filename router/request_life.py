@@ -169,7 +169,10 @@ class RequestLife:
     def timeline(self) -> Timeline:
         choice, hand_off = self.choice, self.hand_off
         num_prefill_cached = hand_off.num_prefill_cached_tokens if hand_off else 0
-        num_cached = max(self.num_cached_tokens, num_prefill_cached)
+        # The prefill worker also counts tokens that were forced.
+        num_cached = min(
+            max(self.num_cached_tokens, num_prefill_cached), len(self.prompt_token_ids)
+        )
         return Timeline(
             events=instants.relative(self.instants),
             decode_worker=choice.decode.id.worker_id if choice else "",

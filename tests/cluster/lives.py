@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from baton import AsyncClient
@@ -19,17 +18,21 @@ from baton.errors import DeadlineExceeded
 from baton.kv_records import STORED, decode
 from baton.rpc.channel import channel
 from baton.types import BlockId, FinishReason, PositionLogprobs
-from baton.v1 import worker_pb2, worker_pb2_grpc
-from cluster.local import LocalCluster
+from baton.v1 import common_pb2, worker_pb2, worker_pb2_grpc
 from tests.cluster.watching import eventually, settled
 
-NUM_REQUESTS = 1000
-NUM_KINDS = 100  # distinct requests; each is asked for about ten times
 MAX_OPEN = 64
-MAX_IN_FLIGHT = 40  # the others wait at the router's gate
-BLOCK_SIZE, NUM_BLOCKS = 16, 40
+NUM_BLOCKS = 40
 MAX_PROMPT, MAX_NEW = 150, 40
-MAX_MODEL_LEN = MAX_PROMPT + MAX_NEW + 20
+# A few requests fit at a time; the others wait at the router's gate, or for blocks.
+TINY_POOL: dict[str, Any] = {
+    "deterministic": True,
+    "block_size": 16,
+    "num_blocks": NUM_BLOCKS,
+    "max_model_len": MAX_PROMPT + MAX_NEW + 20,
+    "max_chunk_tokens": 64,
+}
+NARROW_GATE = {"BATON_ROUTER_MAX_IN_FLIGHT_PER_POOL": "40"}
 
 Prompt = str | list[int]
 
@@ -80,7 +83,7 @@ class Kind:
             "priority": rng.randint(-1, 1),
             "temperature": rng.choice((0.0, 0.7, 1.0, 1.3)),
         }
-        for name, value in (
+        more = (
             ("top_k", rng.randint(1, 50)),
             ("top_p", rng.uniform(0.5, 1)),
             ("min_p", rng.uniform(0, 0.1)),
@@ -94,9 +97,8 @@ class Kind:
             ("logprobs", rng.randint(0, 3)),
             ("prompt_logprobs", rng.randint(0, 2)),
             ("ignore_eos", True),
-        ):
-            if rng.random() < 0.25:
-                options[name] = value
+        )
+        options |= {name: value for name, value in more if rng.random() < 0.25}
         return cls(prompt, options)
 
     def check(self, answers: dict[int, Answer], stream: AsyncStream) -> None:
@@ -221,7 +223,7 @@ class Events:
     num_evicted: int = 0
 
     async def follow(self, worker_id: str, worker_address: str) -> None:
-        request = worker_pb2.StreamKvEventsRequest(pool={"worker_id": worker_id})
+        request = worker_pb2.StreamKvEventsRequest(pool=common_pb2.Pool(worker_id=worker_id))
         next_number: int | None = None
         async with channel(worker_address) as link:
             async for batch in worker_pb2_grpc.WorkerStub(link).StreamKvEvents(request):
@@ -238,19 +240,55 @@ class Events:
 
 
 @asynccontextmanager
-async def followed(client: AsyncClient) -> AsyncIterator[Events]:
-    [worker] = await client.workers()
-    events = Events()
-    task = asyncio.create_task(events.follow(worker.info.worker_id, worker.info.address))
+async def followed(client: AsyncClient) -> AsyncIterator[dict[str, Events]]:
+    """The events of every worker's pool, by worker, which at the end tell exactly what it has cached."""
+    workers = [worker.info for worker in await client.workers()]
+    events = {info.worker_id: Events() for info in workers}
+    tasks = [
+        asyncio.create_task(events[info.worker_id].follow(info.worker_id, info.address))
+        for info in workers
+    ]
     yield events
-    assert not task.done()
-    task.cancel()
+    for pool in await settled(client._replicas.addresses[0]):
+        followed = events[pool.pool.worker_id]
+        num_cached = pool.num_cached_blocks
+        await eventually(
+            lambda followed=followed: asyncio.sleep(0, len(followed.published)),  # type: ignore[misc]
+            lambda num_published, num_cached=num_cached: num_published == num_cached,  # type: ignore[misc]
+        )
+    assert not any(task.done() for task in tasks)
+    for task in tasks:
+        task.cancel()
 
 
-async def run_alone(client: AsyncClient, kind: Kind) -> None:
-    answers: dict[int, Answer] = {}
-    async with client.stream(kind.prompt, **kind.options) as stream:
-        await read(stream, answers)
-        kind.alone = [answers[index] for index in sorted(answers)]
-        kind.prompt_logprobs = stream.prompt_logprobs
-    assert len(kind.alone) == kind.options["n"]
+async def make_kinds(client: AsyncClient, num_kinds: int) -> list[Kind]:
+    """Random requests, each answered once with nobody else there."""
+    rng = random.Random(20)
+    shared = [rng.randrange(256) for _ in range(MAX_PROMPT)]
+    kinds = [Kind.make(rng, shared) for _ in range(num_kinds)]
+    for kind in kinds:
+        answers: dict[int, Answer] = {}
+        async with client.stream(kind.prompt, **kind.options) as stream:
+            await read(stream, answers)
+            kind.alone = [answers[index] for index in sorted(answers)]
+            kind.prompt_logprobs = stream.prompt_logprobs
+        assert len(kind.alone) == kind.options["n"]
+    return kinds
+
+
+async def live(client: AsyncClient, kinds: Sequence[Kind], num_requests: int) -> Counter[str]:
+    """How `num_requests` random requests of `kinds` ended."""
+    fates = random.Random(21).choices(list(FATES), list(FATES.values()), k=num_requests)
+    ends: Counter[str] = Counter()
+    open_requests = asyncio.Semaphore(MAX_OPEN)
+
+    async def one(number: int) -> None:
+        rng = random.Random(number)
+        async with open_requests:
+            ends[await fates[number](client, rng.choice(kinds), rng)] += 1
+
+    await asyncio.gather(*(one(number) for number in range(num_requests)))
+    assert ends.total() == num_requests
+    for end in ("completed", "closed", "cancelled", "expired", "disconnected", "continued"):
+        assert ends[end] > 0, end
+    return ends

@@ -230,6 +230,7 @@ def test_up_leaves_nothing_behind(up: Callable[..., Up], checkpoint: Path) -> No
     killed = up("--model", str(checkpoint), "--no-prefill-workers")
     assert list(killed.ready()["workers"]) == ["decode-0"]
     killed.process.kill()
+    killed.process.wait()
     wait_until(lambda: not killed.left())
     assert own_folder(killed.process.pid), "then the next one's cleaning up is not tested"
 

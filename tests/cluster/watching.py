@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,11 +18,22 @@ from baton.convert import pool_load_from_proto
 from baton.rpc.channel import channel
 from baton.types import PoolLoad
 from baton.v1 import worker_pb2, worker_pb2_grpc
+from cluster.local import LocalCluster
 
 Seen = TypeVar("Seen")
 
 WITHIN_S = 30.0  # against hanging: what is waited for takes a fraction of it
 _POLL_S = 0.01
+
+
+@contextmanager
+def explained(cluster: LocalCluster) -> Iterator[LocalCluster]:
+    """Where something fails, what the cluster's processes said is shown beside it."""
+    try:
+        yield cluster
+    except BaseException:
+        print(cluster.logs())
+        raise
 
 
 async def eventually(look: Callable[[], Awaitable[Seen]], holds: Callable[[Seen], bool]) -> Seen:

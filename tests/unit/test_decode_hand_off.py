@@ -34,7 +34,7 @@ class RemoteWorld(World):
     """A decode role whose prefill worker is this object; `asked` are its open transfers."""
 
     def __init__(self, num_blocks: int, **limits: float) -> None:
-        super().__init__(num_blocks, **limits)
+        super().__init__(num_blocks, 4, **limits)
         self.asked: dict[int, AskPrefill] = {}
         self.abandoned: dict[int, AskPrefill] = {}
         self.all_asked: dict[int, AskPrefill] = {}

@@ -27,8 +27,8 @@ def test_what_is_wanted_and_not_there_is_started() -> None:
 
 
 def test_what_runs_as_wanted_is_left_alone() -> None:
-    assert due(running(), now_s=4.9) == []
-    assert due(reconcile.answered(running(), 100), now_s=104.9) == []
+    assert due(running(), now_s=1000) == []
+    assert due(reconcile.answered(running(), 100), now_s=1000) == []
 
 
 def test_a_start_that_takes_too_long_is_killed() -> None:
@@ -38,8 +38,16 @@ def test_a_start_that_takes_too_long_is_killed() -> None:
 
 
 def test_silence_is_a_reason_to_kill_and_an_answer_ends_it() -> None:
-    assert due(running(), now_s=5.1) == [Kill("d", "has not answered for 5 s")]
-    assert due(reconcile.answered(running(), 5), now_s=5.1) == []
+    silent = reconcile.asked_in_vain(reconcile.asked_in_vain(running(), 100), 104)
+    assert due(silent, now_s=105) == []
+    assert due(silent, now_s=105.1) == [Kill("d", "has not answered for 5 s")]
+    assert due(reconcile.answered(silent, 104), now_s=1000) == []
+
+
+def test_one_that_starts_may_be_silent() -> None:
+    starting = reconcile.asked_in_vain(reconcile.started("d", None, 0), 1)
+    assert due(starting, now_s=59) == []
+    assert due(reconcile.answered(starting, 59), now_s=100) == []
 
 
 def test_what_is_not_wanted_any_more_drains_and_is_forgotten() -> None:

@@ -1,0 +1,124 @@
+"""`baton bench ttft`, `interference` and `engine`: what they take. Each starts all that it needs."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any
+
+import click
+
+from cli.options import json_option
+
+
+class _Counts(click.ParamType[tuple[int, ...]]):
+    name = "N,N,..."
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        try:
+            counts = tuple(int(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r} is no list of numbers such as 32,512", param, ctx)
+        if min(counts) < 1:
+            self.fail(f"{value!r} has a number below 1", param, ctx)
+        return tuple(dict.fromkeys(counts))
+
+
+_COUNTS = _Counts()
+_COUNT = click.IntRange(min=1)
+_POSITIVE = click.FloatRange(min=0, min_open=True)
+
+_model_option = click.option(
+    "--model",
+    default="llama-125m",
+    show_default=True,
+    help="A shape's name, or a folder with a config.json; weights are dummies.",
+)
+_time_limit_option = click.option(
+    "--time-limit",
+    "time_limit_s",
+    type=_POSITIVE,
+    default=210.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Fewer rounds where they would take longer (never fewer than a few).",
+)
+_seed_option = click.option("--seed", type=int, help="Of the prompts. [default: a new one]")
+
+
+@click.command()
+@click.option("--prompts", type=_COUNTS, default="32,512,2048", show_default=True, help="Tokens.")
+@click.option("--rounds", "num_rounds", type=_COUNT, default=15, show_default=True)
+@_model_option
+@_time_limit_option
+@_seed_option
+@json_option
+def ttft(as_json: bool, seed: int | None, **options: Any) -> None:
+    """Time to first token on an idle machine, disaggregated against aggregated.
+
+    Both clusters run side by side, one core for each worker, and take turns. Each round sends every
+    length to both. Fails where a prompt of 512 tokens or more was not prefilled remotely.
+    """
+    from bench.ttft import TtftSettings, measure
+    from cli.bench_view import print_ttft, step_bar
+    from cli.output import print_json
+
+    settings = TtftSettings(**options, seed=_seed(seed))
+    with step_bar() as on_step:
+        result = measure(settings, on_step)
+    if as_json:
+        print_json(result)
+    else:
+        print_ttft(result)
+
+
+@click.command()
+@click.option("--streams", "num_streams", type=_COUNT, default=8, show_default=True)
+@click.option(
+    "--prompt-tokens",
+    "num_prompt_tokens",
+    type=_COUNT,
+    default=2048,
+    show_default=True,
+    help="Of each prompt that arrives.",
+)
+@click.option(
+    "--chunk-budgets",
+    type=_COUNTS,
+    default="32,64,128,256",
+    show_default=True,
+    help="Of the aggregated worker; the best is compared.",
+)
+@click.option("--rounds", "num_rounds", type=_COUNT, default=6, show_default=True)
+@click.option(
+    "--quiet", "quiet_s", type=_POSITIVE, default=3.0, show_default=True, metavar="SECONDS"
+)
+@click.option(
+    "--loaded", "loaded_s", type=_POSITIVE, default=5.0, show_default=True, metavar="SECONDS"
+)
+@_model_option
+@_time_limit_option
+@_seed_option
+@json_option
+def interference(as_json: bool, seed: int | None, **options: Any) -> None:
+    """Inter-token latency of streams, quiet and while long prompts arrive.
+
+    Disaggregated (a core each for prefill and decode) and aggregated (both cores for one worker) run
+    side by side and take turns; one prompt after the other arrives as long as the load lasts.
+    """
+    from bench.interference import InterferenceSettings, measure
+    from cli.bench_view import print_interference, step_bar
+    from cli.output import print_json
+
+    settings = InterferenceSettings(**options, seed=_seed(seed))
+    with step_bar() as on_step:
+        result = measure(settings, on_step)
+    if as_json:
+        print_json(result)
+    else:
+        print_interference(result)
+
+
+def _seed(given: int | None) -> int:
+    return secrets.randbelow(2**32) if given is None else given

@@ -1,0 +1,82 @@
+"""Benchmarks that start what they need, on a terminal: progress on stderr, results as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from bench.rounds import OnStep
+from cli.output import chrome, console, plain_table
+
+
+@contextmanager
+def step_bar() -> Iterator[OnStep]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=chrome(), expand=True) as bar:
+        task = bar.add_task("starting", total=None)
+        yield lambda what, done, total: bar.update(
+            task, description=what, completed=done, total=total
+        )
+
+
+def print_ttft(result: Mapping[str, Any]) -> None:
+    columns = ("aggregated ms", "disaggr. ms", "ratio", "95 %", "exposed ms", "moved MB", "n")
+    table = _table("prompt tokens", *columns)
+    for row in result["rows"]:
+        table.add_row(
+            f"{row['prompt_tokens']:,}",
+            f"{row['aggregated_ms']:,.1f}",
+            f"{row['disaggregated_ms']:,.1f}",
+            f"{row['ratio']:.3f}",
+            _interval(row["ci95"], 3),
+            f"{row['exposed_ms']:.1f}",
+            f"{row['bytes_moved'] / 1e6:,.1f}",
+            f"{row['n']}",
+        )
+    out = console()
+    out.print(table)
+    for row in result["rows"]:
+        where = f"{row['prompt_tokens']:,} tokens were prefilled by {row['prefill_worker']}"
+        step = f"a decode step then takes {row['decode_step_ms']:.1f} ms"
+        out.print(f"{where}; {step}", style="dim")
+
+
+def print_interference(result: Mapping[str, Any]) -> None:
+    table = _table("milliseconds", "disaggregated", "aggregated")
+    sides = (result["disaggregated"], result["aggregated"])
+    for name, label in (("itl_ms_quiet", "quiet"), ("itl_ms_loaded", "loaded")):
+        for point in ("p50", "p99"):
+            values = (f"{side[name][point]:,.1f}" for side in sides)
+            table.add_row(f"ITL {label} {point}", *values)
+    table.add_row("loaded p99 / quiet p99", *(f"{side['ratio_p99']:.2f}" for side in sides))
+    table.add_row("  95 %", *(_interval(side["ci95"], 2) for side in sides))
+    table.add_row("TTFT of the prompts", *(f"{side['prompt_ttft_ms']:,.0f}" for side in sides))
+    table.add_row("tokens/s", *(f"{side['tokens_per_s']:,.0f}" for side in sides))
+    table.add_row("prompts", *(f"{side['prompts']:,}" for side in sides))
+    table.add_row("hand-offs", *(f"{side['transfers']:,}" for side in sides))
+    table.add_row("gaps quiet", *(f"{side['num_gaps_quiet']:,}" for side in sides))
+    table.add_row("gaps loaded", *(f"{side['num_gaps_loaded']:,}" for side in sides))
+    table.add_row("chunk budget", "", f"{result['aggregated']['chunk_budget']:,} tokens")
+    console().print(table)
+
+
+def _table(first: str, *columns: str) -> Table:
+    table = plain_table()
+    table.add_column(first)
+    for name in columns:
+        table.add_column(name, justify="right")
+    return table
+
+
+def _interval(ends: Sequence[float], digits: int) -> str:
+    low, high = ends
+    return f"{low:.{digits}f}–{high:.{digits}f}"
