@@ -22,8 +22,8 @@ _POLL_S = 0.05
 
 @dataclass(slots=True)
 class LocalCluster:
-    """One router, `num_workers` decode workers and `num_prefill_workers` prefill workers of one model; a
-    context manager.
+    """`num_routers` routers, `num_workers` decode workers and `num_prefill_workers` prefill workers of one
+    model; a context manager. Every worker registers with every router.
 
     `worker_flags` and `router_flags` are the options of `baton worker` and `baton router` by name. With
     `quiet` the processes log to files in `folder`, otherwise to this process's stderr as well.
@@ -32,21 +32,28 @@ class LocalCluster:
     model: str
     num_workers: int = 1
     num_prefill_workers: int = 0
+    num_routers: int = 1
     worker_flags: Flags = field(default_factory=dict)
     router_flags: Flags = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
     start_timeout_s: float = 120.0
     quiet: bool = True
-    router: Process | None = None
+    routers: list[Process] = field(default_factory=list)
     workers: list[Process] = field(default_factory=list)
-    grpc_port: int = 0
+    grpc_port: int = 0  # of the first router; 0: any that is free
     http_port: int = 0
+    _ports: list[tuple[int, int]] = field(default_factory=list)  # gRPC and HTTP, of every router
     _folder: tempfile.TemporaryDirectory[str] | None = None
 
     @property
     def address(self) -> str:
-        """host:port of gRPC."""
-        return f"127.0.0.1:{self.grpc_port}"
+        """host:port of the first router's gRPC."""
+        return self.addresses[0]
+
+    @property
+    def addresses(self) -> list[str]:
+        """host:port of every router's gRPC."""
+        return [f"127.0.0.1:{grpc_port}" for grpc_port, _ in self._ports]
 
     @property
     def base_url(self) -> str:
@@ -58,7 +65,10 @@ class LocalCluster:
         try:
             self.grpc_port = self.grpc_port or free_port()
             self.http_port = self.http_port or free_port()
-            self.router = self._start("router", "router", self._router_arguments())
+            self._ports = [(self.grpc_port, self.http_port)]
+            self._ports += [(free_port(), free_port()) for _ in range(1, self.num_routers)]
+            for index in range(self.num_routers):
+                self.start_router(index)
             for _ in range(self.num_workers):
                 self.add_worker()
             for _ in range(self.num_prefill_workers):
@@ -72,11 +82,18 @@ class LocalCluster:
     def __exit__(self, *exception: object) -> None:
         self.stop()
 
+    def start_router(self, index: int) -> Process:
+        """Starts a router, or one that has ended again, on the same ports."""
+        name = "router" if index == 0 else f"router-{index}"
+        process = self._start(name, "router", self._router_arguments(*self._ports[index]))
+        self.routers[index : index + 1] = [process]
+        return process
+
     def add_worker(self, **flags: object) -> Process:
         """Starts another worker; `wait_ready` waits for it."""
         given = {
             "model": self.model,
-            "router": self.address,
+            "router": self.addresses,
             "worker_id": f"worker-{len(self.workers)}",
             **self.worker_flags,
             **flags,
@@ -86,16 +103,20 @@ class LocalCluster:
         return process
 
     def wait_ready(self) -> None:
-        """Until every living worker is registered. Raises Unavailable with the log of what failed."""
+        """Until every living worker is registered with every router. Raises Unavailable with the log of
+        what failed."""
         give_up_s = time.monotonic() + self.start_timeout_s
-        with Client(self.address) as client:
-            while self._num_registered(client) < max(1, sum(w.alive for w in self.workers)):
-                if time.monotonic() > give_up_s:
-                    raise Unavailable(f"not up within {self.start_timeout_s:g} s\n{self.logs()}")
-                time.sleep(_POLL_S)
+        for address in self.addresses:
+            with Client(address) as client:
+                while self._num_registered(client) < max(1, sum(w.alive for w in self.workers)):
+                    if time.monotonic() > give_up_s:
+                        raise Unavailable(
+                            f"not up within {self.start_timeout_s:g} s\n{self.logs()}"
+                        )
+                    time.sleep(_POLL_S)
 
     def processes(self) -> list[Process]:
-        return [*self.workers, *([self.router] if self.router else [])]
+        return [*self.workers, *self.routers]
 
     def logs(self) -> str:
         return "\n".join(f"--- {each.name}\n{each.log_tail()}" for each in self.processes())
@@ -121,11 +142,11 @@ class LocalCluster:
         except BatonError:
             return 0  # the router is not up yet
 
-    def _router_arguments(self) -> list[str]:
+    def _router_arguments(self, grpc_port: int, http_port: int) -> list[str]:
         has_text = (Path(self.model) / "config.json").exists()
         flags = {
-            "grpc_port": self.grpc_port,
-            "http_port": self.http_port,
+            "grpc_port": grpc_port,
+            "http_port": http_port,
             **({"model": self.model} if has_text else {}),
             **self.router_flags,
         }

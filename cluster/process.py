@@ -6,9 +6,7 @@ It knows command lines, not what is inside a process.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -16,8 +14,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-_PR_SET_PDEATHSIG = 1
-_LIBC = ctypes.CDLL(None)  # looked up here: between fork and exec only what is at hand is safe
 _STOP_GRACE_S = 10.0
 
 Flags = Mapping[str, object]
@@ -63,13 +59,12 @@ class Place:
         log = self.folder / f"{name}.log"
         with log.open("ab") as output:
             popen = subprocess.Popen(
-                [sys.executable, "-m", "cli.main", command, *options],
+                [sys.executable, "-m", "cluster.child", str(os.getpid()), command, *options],
                 stdin=subprocess.DEVNULL,
                 stdout=output if self.quiet else None,
                 stderr=output if self.quiet else None,
                 env={**os.environ, **self.environment},
                 process_group=0,  # Ctrl-C is for whoever started it, who then ends it
-                preexec_fn=_die_with_parent,
             )
         return Process(name, popen, log)
 
@@ -97,9 +92,3 @@ def free_port(host: str = "127.0.0.1") -> int:
     with contextlib.closing(socket.create_server((host, 0))) as listener:
         port: int = listener.getsockname()[1]
         return port
-
-
-def _die_with_parent() -> None:
-    """No orphans, however the parent ends (Linux; elsewhere a parent that is killed leaves them)."""
-    if sys.platform == "linux":
-        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -15,8 +15,6 @@ from baton.errors import ConfigError, IncompatiblePeer, PeerLost
 from kv_transfer import wire_format
 from kv_transfer.base import Link, Receiver, Sender
 from kv_transfer.host import host_id
-from kv_transfer.introduction import pack_process as pack_process
-from kv_transfer.introduction import unpack_process as unpack_process
 from kv_transfer.pool import Pool
 from kv_transfer.shm import SharedMemory, ShmReceiver, ShmSender
 from kv_transfer.torch_dist import TorchDistReceiver, TorchDistSender

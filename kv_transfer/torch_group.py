@@ -77,7 +77,7 @@ class _PairStore(Store):
         self._timeout_s = timeout_s
         self._values: dict[str, bytes] = {}
 
-    def set(self, key: str, value: bytes) -> None:
+    def set(self, key: str, value: bytes) -> None:  # type: ignore[override]
         self._values[key] = value
         self._connection.send({"key": key, "value": value}, self._timeout_s)
 
@@ -85,7 +85,7 @@ class _PairStore(Store):
         self.wait([key])
         return self._values[key]
 
-    def wait(self, keys: list[str], timeout: timedelta | None = None) -> None:  # type: ignore[override]
+    def wait(self, keys: list[str], timeout: timedelta | None = None) -> None:
         while any(key not in self._values for key in keys):
             word = self._connection.receive(self._timeout_s, key=str, value=bytes)
             self._values[word["key"]] = word["value"]

@@ -37,6 +37,21 @@ class Metrics:
         self._continuations = Counter(
             "baton_continuations", "Attempts after a worker was lost", registry=registry
         )
+        self._hand_offs = Counter(
+            "baton_hand_offs", "Prompts computed elsewhere", registry=registry
+        )
+        self._transfer_bytes = Counter(
+            "baton_transfer_bytes", "KV moved between workers", registry=registry
+        )
+        self._resent_blocks = Counter(
+            "baton_resent_blocks", "KV blocks that failed their checksum", registry=registry
+        )
+        self._exposed = _seconds(
+            "baton_transfer_exposed_seconds",
+            "From the end of a prefill to its last block verified",
+            _ITL_BUCKETS,
+            registry,
+        )
         self._ttft = _seconds("baton_ttft_seconds", "Time to first token", _TTFT_BUCKETS, registry)
         self._itl = _seconds("baton_itl_seconds", "Mean inter-token latency of a request",
                              _ITL_BUCKETS, registry)  # fmt: skip
@@ -51,6 +66,11 @@ class Metrics:
         self._cached_tokens.inc(usage.num_cached_tokens)
         self._output_tokens.inc(usage.num_output_tokens)
         self._continuations.inc(max(0, life.num_attempts - 1))
+        if hand_off := life.hand_off:
+            self._hand_offs.inc()
+            self._transfer_bytes.inc(hand_off.transfer_bytes)
+            self._resent_blocks.inc(hand_off.num_resent_blocks)
+            self._exposed.observe(hand_off.transfer_exposed_s)
         if instants.FIRST_TOKEN not in at or instants.FINISHED not in at:
             return
         self._ttft.observe(max(0.0, at[instants.FIRST_TOKEN] - at[instants.RECEIVED]))

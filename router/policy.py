@@ -14,13 +14,13 @@ short suffix of a long conversation stays where its KV is, and whoever is overlo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from baton.types import PoolId, PrefillChoice
 from router.pools import Pool
 
-_DEFAULT_TOKENS_PER_S = 1000.0  # until a worker has measured its own rate
+_DEFAULT_TOKENS_PER_S = 1000.0  # until any worker has measured its rate
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +79,10 @@ def choose(
     fills while its neighbour's stays empty.
     """
     best: tuple[tuple[float, int], Choice] | None = None
-    prefill = min(prefill_pools, key=lambda pool: _prefill_s(demand, pool), default=None)
+    usual = _usual_rate((*decode_pools, *prefill_pools))
+    prefill = min(prefill_pools, key=lambda pool: _prefill_s(demand, pool, usual), default=None)
     for decode in decode_pools:
-        for cost_s, choice in _ways(demand, decode, prefill, settings):
+        for cost_s, choice in _ways(demand, decode, prefill, settings, usual):
             rank = (cost_s, -_num_unused_blocks(decode))
             if best is None or rank < best[0]:
                 best = (rank, choice)
@@ -89,15 +90,20 @@ def choose(
 
 
 def _ways(
-    demand: Demand, decode: Pool, prefill: Pool | None, settings: PolicySettings
+    demand: Demand,
+    decode: Pool,
+    prefill: Pool | None,
+    settings: PolicySettings,
+    usual: float,
 ) -> list[tuple[float, Choice]]:
     """The local and the remote way to `decode`, each with its cost in seconds."""
     num_missing = _num_missing(demand, decode)
-    compute_s = num_missing / _rate(decode)
-    local_s = decode.num_queued_tokens / _rate(decode) + compute_s
+    rate = _rate(decode, usual)
+    compute_s = num_missing / rate
+    local_s = decode.num_queued_tokens / rate + compute_s
     num_streams = decode.num_in_flight
     share = settings.interference + settings.interference_per_stream * num_streams
-    remote_s = None if prefill is None else _remote_s(demand, decode, prefill, settings)
+    remote_s = None if prefill is None else _remote_s(demand, decode, prefill, settings, usual)
     # A decode worker with more streams steps slower for all of them: load spreads among equals.
     crowding_s = decode.step_s * num_streams
     local = Choice(decode, None, num_missing, local_s, remote_s)
@@ -108,18 +114,20 @@ def _ways(
     return ways
 
 
-def _remote_s(demand: Demand, decode: Pool, prefill: Pool, settings: PolicySettings) -> float:
+def _remote_s(
+    demand: Demand, decode: Pool, prefill: Pool, settings: PolicySettings, usual: float
+) -> float:
     num_bytes = _num_missing(demand, decode) * demand.kv_bytes_per_token
     transfer_s = num_bytes / (decode.transfer_bytes_per_s or settings.transfer_bytes_per_s)
-    compute_s = _num_missing(demand, prefill) / _rate(prefill)
+    compute_s = _num_missing(demand, prefill) / _rate(prefill, usual)
     num_layers = max(1, prefill.worker.fingerprint.num_layers)
     # Layer by layer: all but the last layer's part leaves while the next one is computed.
     exposed_s = max(transfer_s / num_layers, transfer_s - compute_s)
-    return _prefill_s(demand, prefill) + exposed_s + settings.hand_off_s
+    return _prefill_s(demand, prefill, usual) + exposed_s + settings.hand_off_s
 
 
-def _prefill_s(demand: Demand, pool: Pool) -> float:
-    return (pool.num_queued_tokens + _num_missing(demand, pool)) / _rate(pool)
+def _prefill_s(demand: Demand, pool: Pool, usual: float) -> float:
+    return (pool.num_queued_tokens + _num_missing(demand, pool)) / _rate(pool, usual)
 
 
 def _num_missing(demand: Demand, pool: Pool) -> int:
@@ -127,9 +135,16 @@ def _num_missing(demand: Demand, pool: Pool) -> int:
     return max(1, demand.num_tokens - demand.hits.get(pool.id, 0))
 
 
-def _rate(pool: Pool) -> float:
-    measured = pool.load.prefill_tokens_per_s if pool.load else 0.0
-    return measured or _DEFAULT_TOKENS_PER_S
+def _rate(pool: Pool, usual: float) -> float:
+    """Prompt tokens per second, measured by the worker; until then what is usual among its peers, so
+    that a worker is not passed over for ever because nobody has tried it."""
+    return (pool.load.prefill_tokens_per_s if pool.load else 0.0) or usual
+
+
+def _usual_rate(pools: Iterable[Pool]) -> float:
+    rates = sorted(pool.load.prefill_tokens_per_s for pool in pools if pool.load)
+    measured = [rate for rate in rates if rate]
+    return measured[len(measured) // 2] if measured else _DEFAULT_TOKENS_PER_S
 
 
 def _num_unused_blocks(pool: Pool) -> int:

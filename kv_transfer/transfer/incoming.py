@@ -8,7 +8,7 @@
                 `- KillWriter after fence_timeout_s   (lifted by WriterStopped)
 
 Time is an argument, and a worker performs the commands. Blocks are named by their logical index in the
-request; which block of which pool that is, the worker knows. P's book is kv_transfer.transfer.outgoing.
+request; which block of which pool that is, the worker knows.
 """
 
 from __future__ import annotations

@@ -1,0 +1,102 @@
+"""Who computes a prompt, and where it is decoded."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from baton.types import Fingerprint, PoolId, PoolLoad, Role, WorkerInfo
+from router.policy import Choice, Demand, PolicySettings, choose
+from router.pools import Pool
+
+FINGERPRINT = Fingerprint("model", 64, 1, "fp32", 12, 4, 64)
+KV_BYTES = 2 * 12 * 4 * 64 * 4
+
+
+def pool(name: str, role: Role = Role.DECODE, *, rate: float = 1000.0, free: int = 100) -> Pool:
+    worker = WorkerInfo(
+        worker_id=name,
+        incarnation=1,
+        role=role,
+        address="127.0.0.1:1",
+        model="m",
+        fingerprint=FINGERPRINT,
+        max_model_len=4096,
+        vocab_size=100,
+        num_dp_ranks=1,
+        num_total_blocks=100,
+        package_version="0",
+        transports=("shm",),
+        host_id="h",
+        pid=1,
+    )
+    load = PoolLoad(PoolId(name), 1, 0, 0, 0, 100, free, 0, 100 - free, 0, rate, 0.02)
+    return Pool(PoolId(name), worker, load)
+
+
+def chosen(
+    num_tokens: int,
+    decode: list[Pool],
+    prefill: list[Pool],
+    hits: dict[str, int] | None = None,
+) -> Choice:
+    by_pool = {PoolId(name): tokens for name, tokens in (hits or {}).items()}
+    choice = choose(Demand(num_tokens, by_pool, KV_BYTES), decode, prefill, PolicySettings())
+    assert choice is not None
+    return choice
+
+
+def test_nobody_to_decode() -> None:
+    assert choose(Demand(10, {}), [], [pool("p", Role.PREFILL)], PolicySettings()) is None
+
+
+def test_a_short_prompt_stays_and_a_long_one_goes() -> None:
+    decode, prefill = [pool("d")], [pool("p", Role.PREFILL)]
+    assert chosen(32, decode, prefill).prefill is None
+    long = chosen(2048, decode, prefill)
+    assert long.prefill is prefill[0]
+    assert long.num_missing == 2048
+    assert long.remote_ttft_s is not None
+    assert 2.0 < long.local_ttft_s < long.remote_ttft_s < 2.2
+
+
+def test_a_short_suffix_of_a_long_conversation_is_never_shipped() -> None:
+    decode = [pool("d0"), pool("d1")]
+    choice = chosen(2048, decode, [pool("p", Role.PREFILL)], {"d1": 2016})
+    assert choice.decode is decode[1]
+    assert choice.prefill is None
+
+
+def test_a_busy_decode_worker_ships_what_an_idle_one_keeps() -> None:
+    decode, prefill = pool("d"), [pool("p", Role.PREFILL)]
+    assert chosen(48, [decode], prefill).prefill is None
+    decode.num_in_flight = 8
+    assert chosen(48, [decode], prefill).prefill is prefill[0]
+
+
+def test_a_long_queue_at_prefill_keeps_the_prompt_local() -> None:
+    decode, prefill = [pool("d")], pool("p", Role.PREFILL)
+    prefill.num_queued_tokens = 5000
+    assert chosen(2048, decode, [prefill]).prefill is None
+
+
+def test_the_prefill_worker_that_has_the_prefix_is_chosen() -> None:
+    prefill = [pool("p0", Role.PREFILL), pool("p1", Role.PREFILL)]
+    choice = chosen(2048, [pool("d")], prefill, {"p1": 1024})
+    assert choice.prefill is prefill[1]
+    assert choice.num_missing == 1024
+
+
+def test_streams_spread_and_ties_go_to_the_emptier_cache() -> None:
+    crowded, free = pool("d0"), pool("d1")
+    crowded.num_in_flight = 4
+    assert chosen(32, [crowded, free], []).decode is free
+    full, empty = pool("d0", free=1), pool("d1", free=99)
+    assert chosen(32, [full, empty], []).decode is empty
+
+
+def test_a_worker_that_nobody_has_tried_is_not_passed_over() -> None:
+    decode = [pool("d", rate=12_000.0)]
+    untried = pool("p", Role.PREFILL)
+    assert untried.load is not None
+    untried.load = dataclasses.replace(untried.load, prefill_tokens_per_s=0.0)
+    assert chosen(2048, decode, [untried]).prefill is untried
