@@ -34,7 +34,6 @@ _NUM_STREAM_PROMPT_TOKENS = 64
 _NUM_NEW_TOKENS = 4  # of an arriving prompt
 _LEAST_ROUNDS = 3
 _SETTLE_S = 0.3  # after the streams have begun, and between quiet and load
-_BEGIN_POLL_S = 0.02
 _SCREEN_QUIET_S, _SCREEN_LOADED_S = 0.5, 2.0
 # Rates are learned from what ran: until then the router would compare guesses.
 _WARM_UP_TOKENS = (256, 256, 256)
@@ -168,24 +167,30 @@ class _Run:
         longest = model.max_model_len - _NUM_STREAM_PROMPT_TOKENS
         streams = [Observed() for _ in range(self._settings.num_streams)]
         tasks = [
-            asyncio.create_task(
-                each.run(client, self._prompt(_NUM_STREAM_PROMPT_TOKENS), max_tokens=longest)
-            )
+            asyncio.create_task(each.run(client, self._prompt(_NUM_STREAM_PROMPT_TOKENS), longest))
             for each in streams
         ]
+        begun = asyncio.gather(*(each.begun.wait() for each in streams))
         try:
-            while not all(each.arrivals for each in streams) and not any(t.done() for t in tasks):
-                await asyncio.sleep(_BEGIN_POLL_S)
+            await asyncio.wait([begun, *tasks], return_when=asyncio.FIRST_COMPLETED)
+            _check_none_ended(tasks)
             await asyncio.sleep(_SETTLE_S)
             yield streams
-            ended = [task for task in tasks if task.done()]
+            _check_none_ended(tasks)
         finally:
-            for task in tasks:
+            for task in (begun, *tasks):
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-        for task in ended:
-            task.result()
-            raise Internal(f"a stream ended at {longest} tokens, in the middle of an episode")
+            await asyncio.gather(begun, *tasks, return_exceptions=True)
 
     def _prompt(self, num_tokens: int) -> list[int]:
         return [self._random.randrange(self._vocab_size) for _ in range(num_tokens)]
+
+
+def _check_none_ended(tasks: Sequence[asyncio.Task[None]]) -> None:
+    """Raises what ended a stream, if one has ended."""
+    for task in tasks:
+        if task.done():
+            task.result()
+            raise Internal(
+                "a stream reached the model's longest context in the middle of an episode"
+            )

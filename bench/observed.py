@@ -5,6 +5,7 @@ Knows nothing of what a run wants to find out.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -26,10 +27,12 @@ class Gap(NamedTuple):
 
 @dataclass(slots=True)
 class Observed:
-    """`arrivals` grows while the request runs; `timeline` is there once it has ended."""
+    """`arrivals` grows while the request runs, `begun` is set with the first; `timeline` is there once
+    it has ended."""
 
     start_s: float = 0.0
     arrivals: list[Arrival] = field(default_factory=list)
+    begun: asyncio.Event = field(default_factory=asyncio.Event)
     timeline: Timeline | None = None
 
     async def run(self, client: AsyncClient, prompt: Sequence[int], max_tokens: int) -> None:
@@ -40,6 +43,7 @@ class Observed:
             while deltas := await stream.receive():
                 if num_tokens := sum(len(delta.token_ids) for delta in deltas):
                     self.arrivals.append(Arrival(time.perf_counter(), num_tokens))
+                    self.begun.set()
         self.timeline = stream.timeline
 
     @property

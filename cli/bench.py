@@ -9,7 +9,9 @@ from cli.lazy import LazyCommand, LazyGroup
 _COMMANDS = {
     "serve": LazyCommand("cli.bench_serve:serve", "Put load on a server that runs."),
     "engine": LazyCommand("cli.bench_local:engine", "Tokens/s of the engine against transformers."),
-    "ttft": LazyCommand("cli.bench_local:ttft", "Time to first token against an aggregated worker."),
+    "ttft": LazyCommand(
+        "cli.bench_local:ttft", "Time to first token against an aggregated worker."
+    ),
     "interference": LazyCommand(
         "cli.bench_local:interference", "What arriving prompts do to streams that decode."
     ),

@@ -25,7 +25,17 @@ class _Counts(click.ParamType[tuple[int, ...]]):
         return tuple(dict.fromkeys(counts))
 
 
+class _Names(click.ParamType[tuple[str, ...]]):
+    name = "NAME,NAME,..."
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(part.strip() for part in str(value).split(",")))
+
+
 _COUNTS = _Counts()
+_NAMES = _Names()
 _COUNT = click.IntRange(min=1)
 _POSITIVE = click.FloatRange(min=0, min_open=True)
 
@@ -118,6 +128,46 @@ def interference(as_json: bool, seed: int | None, **options: Any) -> None:
         print_json(result)
     else:
         print_interference(result)
+
+
+@click.command()
+@click.option(
+    "--shapes", type=_NAMES, default="llama-125m,qwen2.5-0.5b", show_default=True, help="By name."
+)
+@click.option(
+    "--batches", type=_COUNTS, default="1,8", show_default=True, help="Requests at a time."
+)
+@click.option("--threads", type=_COUNTS, default="1,2", show_default=True)
+@click.option("--prompt-tokens", "num_prompt_tokens", type=_COUNT, default=128, show_default=True)
+@click.option(
+    "--output-tokens",
+    "num_new_tokens",
+    type=click.IntRange(min=3),
+    default=32,
+    show_default=True,
+)
+@click.option(
+    "--pairs", "num_pairs", type=_COUNT, help="[default: 15, or 5 where one takes over 20 s]"
+)
+@_seed_option
+@json_option
+def engine(as_json: bool, seed: int | None, num_pairs: int | None, **options: Any) -> None:
+    """Tokens/s of Baton's engine against transformers' generate, on the CPU.
+
+    A decode worker's step loop without its network (fp16 weights) and generate (fp32) take turns on
+    the same dummy weights, greedily. Rates are of decode; those with the prompts stand beside them.
+    """
+    from bench.engine import EngineSettings, measure
+    from cli.bench_view import print_engine, step_bar
+    from cli.output import print_json
+
+    settings = EngineSettings(**options, num_pairs=num_pairs or 0, seed=_seed(seed))
+    with step_bar() as on_step:
+        result = measure(settings, on_step)
+    if as_json:
+        print_json(result)
+    else:
+        print_engine(result)
 
 
 def _seed(given: int | None) -> int:

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from bench.rounds import OnStep
-from cli.output import chrome, console, plain_table
+from cli.output import chrome, console, count, plain_table
 
 
 @contextmanager
@@ -29,8 +29,8 @@ def step_bar() -> Iterator[OnStep]:
 
 
 def print_ttft(result: Mapping[str, Any]) -> None:
-    columns = ("aggregated ms", "disaggr. ms", "ratio", "95 %", "exposed ms", "moved MB", "n")
-    table = _table("prompt tokens", *columns)
+    columns = ("aggr. ms", "disaggr. ms", "ratio", "95 %", "exposed ms", "MB", "n")
+    table = _table("prompt", *columns)
     for row in result["rows"]:
         table.add_row(
             f"{row['prompt_tokens']:,}",
@@ -69,11 +69,38 @@ def print_interference(result: Mapping[str, Any]) -> None:
     console().print(table)
 
 
+def print_engine(result: Mapping[str, Any]) -> None:
+    columns = ("batch", "thr.", "tokens/s", "generate", "ratio", "95 %", "whole", "read", "n")
+    table = _table("shape", *columns)
+    for row in result["rows"]:
+        table.add_row(
+            row["shape"],
+            f"{row['batch']}",
+            f"{row['threads']}",
+            f"{row['baton_tokens_per_s']:,.1f}",
+            f"{row['transformers_tokens_per_s']:,.1f}",
+            f"{row['ratio']:.2f}",
+            _interval(row["ci95"], 2),
+            f"{row['with_prompts']['ratio']:.2f}",
+            f"{row['share_of_read']:.0%}",
+            f"{row['n']}",
+        )
+    out = console()
+    out.print(table)
+    out.print("whole: the ratio with the prompts · read: weights, of this bandwidth", style="dim")
+    for threads in dict.fromkeys(row["threads"] for row in result["rows"]):
+        rows = [row for row in result["rows"] if row["threads"] == threads]
+        read = max(row["read_gb_per_s"] for row in rows)
+        gemm = max(row["gemm_gflop_per_s"] for row in rows)
+        limits = f"memory gives {read:.1f} GB/s, a GEMM {gemm:.0f} GFLOP/s"
+        out.print(f"{count(threads, 'thread')}: {limits}", style="dim")
+
+
 def _table(first: str, *columns: str) -> Table:
     table = plain_table()
     table.add_column(first)
     for name in columns:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     return table
 
 

@@ -2,8 +2,9 @@
 
     python -m cli.demo
 
-The same processes that `baton up` starts. Exits with 1, and with the ends of their logs, where
-anything fails.
+The same processes that `baton up` starts: a router, a prefill worker and a decode worker under a Ray of
+their own. The prompt is computed on one worker and decoded on the other. Exits with 1, and with the ends
+of their logs, where anything fails.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from baton import Client
 from baton.errors import BatonError, ConfigError, Internal
 from cli.output import chrome, console, write_text
 from cli.timeline import print_timeline
-from cluster.local import LocalCluster
+from cluster.ray_cluster import RayCluster
+from cluster.spec import Settings, read
 
 MODEL = Path(__file__).parents[1] / "demo" / "model"
 MODEL_NAME = "shakespeare"
-PROMPT = "ROMEO:\n"
+PROMPT = (Path(__file__).parents[1] / "demo" / "prompt.txt").read_text()
 MAX_TOKENS = 160
 SEED = 1
 
@@ -50,17 +52,13 @@ def _run(mark: str) -> None:
     if not (MODEL / "config.json").exists():
         raise ConfigError("is missing; demo/train.py makes it", field=str(MODEL))
     out = console()
-    out.print("starting a router and a worker", style="dim")
+    out.print("starting a router, a prefill worker and a decode worker", style="dim")
     started_s = time.monotonic()
-    cluster = LocalCluster(
-        str(MODEL),
-        worker_flags={"model_name": MODEL_NAME},
-        router_flags={"model": f"{MODEL_NAME}={MODEL}"},
-        environment={_MARK: mark},
-    )
-    with cluster:
-        for process in cluster.processes():
-            out.print(f"  {process.name:<9} process {process.popen.pid}", style="dim")
+    workers = {"model": str(MODEL), "model_name": MODEL_NAME, "num_blocks": 256}
+    spec = read(Settings(router={"grpc_port": 0, "http_port": 0}, workers=workers))
+    with RayCluster(spec, environment={_MARK: mark}) as cluster:
+        for name, pid in cluster.pids.items():
+            out.print(f"  {name:<9} process {pid}", style="dim")
         out.print(f"  gRPC      {cluster.address}\n  OpenAI    {cluster.base_url}\n", style="dim")
         try:
             _converse(cluster.address, started_s)
@@ -83,6 +81,9 @@ def _converse(address: str, started_s: float) -> None:
     if first_token_s is None or stream.usage is None or stream.timeline is None:
         raise Internal("the stream ended without a token")
     print_timeline(out, stream.usage, stream.timeline)
+    hand_off = stream.timeline.hand_off
+    if hand_off is None or not hand_off.transfer_bytes:
+        raise Internal("the prompt was not handed over")
     out.print(f"\nfrom start to first token: {first_token_s:.1f} s")
 
 

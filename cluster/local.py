@@ -108,7 +108,7 @@ class LocalCluster:
         give_up_s = time.monotonic() + self.start_timeout_s
         for address in self.addresses:
             with Client(address) as client:
-                while self._num_registered(client) < max(1, sum(w.alive for w in self.workers)):
+                while self._num_connected(client) < max(1, sum(w.alive for w in self.workers)):
                     if time.monotonic() > give_up_s:
                         raise Unavailable(
                             f"not up within {self.start_timeout_s:g} s\n{self.logs()}"
@@ -132,13 +132,13 @@ class LocalCluster:
             self._folder.cleanup()
             self._folder = None
 
-    def _num_registered(self, client: Client) -> int:
+    def _num_connected(self, client: Client) -> int:
         for process in self.processes():
             if not process.alive:
                 code = process.popen.returncode
                 raise Unavailable(f"{process.name} ended with {code}\n{process.log_tail()}")
         try:
-            return len(client.workers())
+            return sum(member.connected for member in client.workers())
         except BatonError:
             return 0  # the router is not up yet
 

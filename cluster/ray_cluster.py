@@ -230,6 +230,8 @@ class RayCluster:
         for members in (each.result() for each in asking):
             if members is None or {m.info.worker_id: m.info.pid for m in members} != pids:
                 return False
+            if not all(member.connected for member in members):
+                return False
         return True
 
     def _let_leave(self) -> None:

@@ -14,7 +14,7 @@ import grpc
 from baton.errors import NotFound, Unavailable
 from baton.rpc.channel import channel
 from baton.state.base import ClusterState, Joined, Left, Member, Updated
-from baton.types import PoolId, Role
+from baton.types import PoolId, Role, WorkerInfo
 from baton.v1 import decode_pb2
 from router.decode_stream import DecodeStream, Leg
 from router.index import BlockIndex
@@ -78,6 +78,11 @@ class Fleet:
             for pool in self.pools.serving(role, model)
             if (worker := self._workers.get(pool.id.worker_id)) is not None and worker.connected
         ]
+
+    def is_connected(self, info: WorkerInfo) -> bool:
+        """Whether this incarnation of a worker can be reached now."""
+        worker = self._workers.get(info.worker_id)
+        return worker is not None and worker.incarnation == info.incarnation and worker.connected
 
     def is_serving(self) -> bool:
         """Whether any model has a decode worker that takes requests."""

@@ -93,7 +93,9 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         self, request: admin_pb2.ListWorkersRequest, context: Context
     ) -> admin_pb2.ListWorkersResponse:
         members = self._state.snapshot()
-        return admin_pb2.ListWorkersResponse(workers=map(_worker_status, members))
+        return admin_pb2.ListWorkersResponse(
+            workers=[_worker_status(m, self._fleet.is_connected(m.info)) for m in members]
+        )
 
     async def Drain(
         self, request: admin_pb2.DrainRequest, context: Context
@@ -224,12 +226,13 @@ def _logprobs(positions: Sequence[PositionLogprobs]) -> list[common_pb2.Position
     return [convert.logprobs_to_proto(position) for position in positions]
 
 
-def _worker_status(member: Member) -> admin_pb2.WorkerStatus:
+def _worker_status(member: Member, connected: bool) -> admin_pb2.WorkerStatus:
     return admin_pb2.WorkerStatus(
         info=convert.worker_info_to_proto(member.info),
         loads=[convert.pool_load_to_proto(load) for load in member.loads],
         draining=member.draining,
         lease_remaining_s=member.lease_remaining_s,
+        connected=connected,
     )
 
 

@@ -99,6 +99,7 @@ class AsyncClient:
                 loads=tuple(map(convert.pool_load_from_proto, worker.loads)),
                 draining=worker.draining,
                 lease_remaining_s=worker.lease_remaining_s,
+                connected=worker.connected,
             )
             for worker in answer.workers
         ]

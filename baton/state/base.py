@@ -24,12 +24,14 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A worker that holds a lease. `lease_remaining_s`: when this was written."""
+    """A worker that holds a lease. `lease_remaining_s`: when this was written. `connected`: whether the
+    router that was asked has streams to it."""
 
     info: WorkerInfo
     loads: tuple[PoolLoad, ...]
     draining: bool
     lease_remaining_s: float = field(compare=False)
+    connected: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from baton.v1 import common_pb2 as baton_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x62\x61ton/v1/admin.proto\x12\x08\x62\x61ton.v1\x1a\x15\x62\x61ton/v1/common.proto\"\x14\n\x12ListWorkersRequest\"\x82\x01\n\x0cWorkerStatus\x12\"\n\x04info\x18\x01 \x01(\x0b\x32\x14.baton.v1.WorkerInfo\x12!\n\x05loads\x18\x02 \x03(\x0b\x32\x12.baton.v1.PoolLoad\x12\x10\n\x08\x64raining\x18\x03 \x01(\x08\x12\x19\n\x11lease_remaining_s\x18\x04 \x01(\x01\">\n\x13ListWorkersResponse\x12\'\n\x07workers\x18\x01 \x03(\x0b\x32\x16.baton.v1.WorkerStatus\"2\n\x0c\x44rainRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0f\n\x07grace_s\x18\x02 \x01(\x01\"\x0f\n\rDrainResponse\"\x10\n\x0eGetLoadRequest\"p\n\x0fGetLoadResponse\x12\x1c\n\x14num_running_requests\x18\x01 \x01(\r\x12\x1c\n\x14num_waiting_requests\x18\x02 \x01(\r\x12!\n\x05pools\x18\x03 \x03(\x0b\x32\x12.baton.v1.PoolLoad\"$\n\x13ListRequestsRequest\x12\r\n\x05limit\x18\x01 \x01(\r\"x\n\rRequestStatus\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x1e\n\x05usage\x18\x03 \x01(\x0b\x32\x0f.baton.v1.Usage\x12$\n\x08timeline\x18\x04 \x01(\x0b\x32\x12.baton.v1.Timeline\"A\n\x14ListRequestsResponse\x12)\n\x08requests\x18\x01 \x03(\x0b\x32\x17.baton.v1.RequestStatus2\x9c\x02\n\x05\x41\x64min\x12J\n\x0bListWorkers\x12\x1c.baton.v1.ListWorkersRequest\x1a\x1d.baton.v1.ListWorkersResponse\x12\x38\n\x05\x44rain\x12\x16.baton.v1.DrainRequest\x1a\x17.baton.v1.DrainResponse\x12>\n\x07GetLoad\x12\x18.baton.v1.GetLoadRequest\x1a\x19.baton.v1.GetLoadResponse\x12M\n\x0cListRequests\x12\x1d.baton.v1.ListRequestsRequest\x1a\x1e.baton.v1.ListRequestsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x62\x61ton/v1/admin.proto\x12\x08\x62\x61ton.v1\x1a\x15\x62\x61ton/v1/common.proto\"\x14\n\x12ListWorkersRequest\"\x95\x01\n\x0cWorkerStatus\x12\"\n\x04info\x18\x01 \x01(\x0b\x32\x14.baton.v1.WorkerInfo\x12!\n\x05loads\x18\x02 \x03(\x0b\x32\x12.baton.v1.PoolLoad\x12\x10\n\x08\x64raining\x18\x03 \x01(\x08\x12\x19\n\x11lease_remaining_s\x18\x04 \x01(\x01\x12\x11\n\tconnected\x18\x05 \x01(\x08\">\n\x13ListWorkersResponse\x12\'\n\x07workers\x18\x01 \x03(\x0b\x32\x16.baton.v1.WorkerStatus\"2\n\x0c\x44rainRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0f\n\x07grace_s\x18\x02 \x01(\x01\"\x0f\n\rDrainResponse\"\x10\n\x0eGetLoadRequest\"p\n\x0fGetLoadResponse\x12\x1c\n\x14num_running_requests\x18\x01 \x01(\r\x12\x1c\n\x14num_waiting_requests\x18\x02 \x01(\r\x12!\n\x05pools\x18\x03 \x03(\x0b\x32\x12.baton.v1.PoolLoad\"$\n\x13ListRequestsRequest\x12\r\n\x05limit\x18\x01 \x01(\r\"x\n\rRequestStatus\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x1e\n\x05usage\x18\x03 \x01(\x0b\x32\x0f.baton.v1.Usage\x12$\n\x08timeline\x18\x04 \x01(\x0b\x32\x12.baton.v1.Timeline\"A\n\x14ListRequestsResponse\x12)\n\x08requests\x18\x01 \x03(\x0b\x32\x17.baton.v1.RequestStatus2\x9c\x02\n\x05\x41\x64min\x12J\n\x0bListWorkers\x12\x1c.baton.v1.ListWorkersRequest\x1a\x1d.baton.v1.ListWorkersResponse\x12\x38\n\x05\x44rain\x12\x16.baton.v1.DrainRequest\x1a\x17.baton.v1.DrainResponse\x12>\n\x07GetLoad\x12\x18.baton.v1.GetLoadRequest\x1a\x19.baton.v1.GetLoadResponse\x12M\n\x0cListRequests\x12\x1d.baton.v1.ListRequestsRequest\x1a\x1e.baton.v1.ListRequestsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,23 +35,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTWORKERSREQUEST']._serialized_start=57
   _globals['_LISTWORKERSREQUEST']._serialized_end=77
   _globals['_WORKERSTATUS']._serialized_start=80
-  _globals['_WORKERSTATUS']._serialized_end=210
-  _globals['_LISTWORKERSRESPONSE']._serialized_start=212
-  _globals['_LISTWORKERSRESPONSE']._serialized_end=274
-  _globals['_DRAINREQUEST']._serialized_start=276
-  _globals['_DRAINREQUEST']._serialized_end=326
-  _globals['_DRAINRESPONSE']._serialized_start=328
-  _globals['_DRAINRESPONSE']._serialized_end=343
-  _globals['_GETLOADREQUEST']._serialized_start=345
-  _globals['_GETLOADREQUEST']._serialized_end=361
-  _globals['_GETLOADRESPONSE']._serialized_start=363
-  _globals['_GETLOADRESPONSE']._serialized_end=475
-  _globals['_LISTREQUESTSREQUEST']._serialized_start=477
-  _globals['_LISTREQUESTSREQUEST']._serialized_end=513
-  _globals['_REQUESTSTATUS']._serialized_start=515
-  _globals['_REQUESTSTATUS']._serialized_end=635
-  _globals['_LISTREQUESTSRESPONSE']._serialized_start=637
-  _globals['_LISTREQUESTSRESPONSE']._serialized_end=702
-  _globals['_ADMIN']._serialized_start=705
-  _globals['_ADMIN']._serialized_end=989
+  _globals['_WORKERSTATUS']._serialized_end=229
+  _globals['_LISTWORKERSRESPONSE']._serialized_start=231
+  _globals['_LISTWORKERSRESPONSE']._serialized_end=293
+  _globals['_DRAINREQUEST']._serialized_start=295
+  _globals['_DRAINREQUEST']._serialized_end=345
+  _globals['_DRAINRESPONSE']._serialized_start=347
+  _globals['_DRAINRESPONSE']._serialized_end=362
+  _globals['_GETLOADREQUEST']._serialized_start=364
+  _globals['_GETLOADREQUEST']._serialized_end=380
+  _globals['_GETLOADRESPONSE']._serialized_start=382
+  _globals['_GETLOADRESPONSE']._serialized_end=494
+  _globals['_LISTREQUESTSREQUEST']._serialized_start=496
+  _globals['_LISTREQUESTSREQUEST']._serialized_end=532
+  _globals['_REQUESTSTATUS']._serialized_start=534
+  _globals['_REQUESTSTATUS']._serialized_end=654
+  _globals['_LISTREQUESTSRESPONSE']._serialized_start=656
+  _globals['_LISTREQUESTSRESPONSE']._serialized_end=721
+  _globals['_ADMIN']._serialized_start=724
+  _globals['_ADMIN']._serialized_end=1008
 # @@protoc_insertion_point(module_scope)

@@ -42,8 +42,11 @@ class WorkerStatus(_message.Message):
     LOADS_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
     LEASE_REMAINING_S_FIELD_NUMBER: _builtins.int
+    CONNECTED_FIELD_NUMBER: _builtins.int
     draining: _builtins.bool
     lease_remaining_s: _builtins.float
+    connected: _builtins.bool
+    """this router has streams to it: it can be chosen"""
     @_builtins.property
     def info(self) -> _common_pb2.WorkerInfo: ...
     @_builtins.property
@@ -55,10 +58,11 @@ class WorkerStatus(_message.Message):
         loads: _abc.Iterable[_common_pb2.PoolLoad] | None = ...,
         draining: _builtins.bool = ...,
         lease_remaining_s: _builtins.float = ...,
+        connected: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["info", b"info"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "info", b"info", "lease_remaining_s", b"lease_remaining_s", "loads", b"loads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["connected", b"connected", "draining", b"draining", "info", b"info", "lease_remaining_s", b"lease_remaining_s", "loads", b"loads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

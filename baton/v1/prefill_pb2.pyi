@@ -405,17 +405,11 @@ class PrefillDone(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
     NUM_CACHED_TOKENS_FIELD_NUMBER: _builtins.int
-    BYTES_SENT_FIELD_NUMBER: _builtins.int
-    PREFILL_S_FIELD_NUMBER: _builtins.int
-    SENT_AFTER_PREFILL_S_FIELD_NUMBER: _builtins.int
     PREFILL_STARTED_S_FIELD_NUMBER: _builtins.int
     PREFILL_ENDED_S_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     attempt: _builtins.int
     num_cached_tokens: _builtins.int
-    bytes_sent: _builtins.int
-    prefill_s: _builtins.float
-    sent_after_prefill_s: _builtins.float
     prefill_started_s: _builtins.float
     """P's monotonic clock"""
     prefill_ended_s: _builtins.float
@@ -425,15 +419,12 @@ class PrefillDone(_message.Message):
         request_id: _builtins.str = ...,
         attempt: _builtins.int = ...,
         num_cached_tokens: _builtins.int = ...,
-        bytes_sent: _builtins.int = ...,
-        prefill_s: _builtins.float = ...,
-        sent_after_prefill_s: _builtins.float = ...,
         prefill_started_s: _builtins.float = ...,
         prefill_ended_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "bytes_sent", b"bytes_sent", "num_cached_tokens", b"num_cached_tokens", "prefill_ended_s", b"prefill_ended_s", "prefill_s", b"prefill_s", "prefill_started_s", b"prefill_started_s", "request_id", b"request_id", "sent_after_prefill_s", b"sent_after_prefill_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "num_cached_tokens", b"num_cached_tokens", "prefill_ended_s", b"prefill_ended_s", "prefill_started_s", b"prefill_started_s", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

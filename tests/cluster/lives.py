@@ -101,6 +101,14 @@ class Kind:
         options |= {name: value for name, value in more if rng.random() < 0.25}
         return cls(prompt, options)
 
+    async def run_alone(self, client: AsyncClient) -> None:
+        answers: dict[int, Answer] = {}
+        async with client.stream(self.prompt, **self.options) as stream:
+            await read(stream, answers)
+            self.alone = [answers[index] for index in sorted(answers)]
+            self.prompt_logprobs = stream.prompt_logprobs
+        assert len(self.alone) == self.options["n"]
+
     def check(self, answers: dict[int, Answer], stream: AsyncStream) -> None:
         """A finished answer is what it was alone, to the last bit."""
         assert sorted(answers) == list(range(self.options["n"]))
@@ -267,12 +275,7 @@ async def make_kinds(client: AsyncClient, num_kinds: int) -> list[Kind]:
     shared = [rng.randrange(256) for _ in range(MAX_PROMPT)]
     kinds = [Kind.make(rng, shared) for _ in range(num_kinds)]
     for kind in kinds:
-        answers: dict[int, Answer] = {}
-        async with client.stream(kind.prompt, **kind.options) as stream:
-            await read(stream, answers)
-            kind.alone = [answers[index] for index in sorted(answers)]
-            kind.prompt_logprobs = stream.prompt_logprobs
-        assert len(kind.alone) == kind.options["n"]
+        await kind.run_alone(client)
     return kinds
 
 

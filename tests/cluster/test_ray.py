@@ -222,30 +222,37 @@ def wait_until(condition: Callable[[], object], timeout_s: float = 30) -> None:
         time.sleep(0.05)
 
 
-def own_folder(pid: int) -> list[Path]:
-    return list(Path("/tmp").glob(f"baton-up-{pid}-*"))
+def folder_of(pid: int) -> Path:
+    """Of the cluster that this process belongs to."""
+    variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    [found] = [each for each in variables if each.startswith(b"BATON_CLUSTER=")]
+    return Path(found.decode().partition("=")[2])
 
 
 def test_up_leaves_nothing_behind(up: Callable[..., Up], checkpoint: Path) -> None:
-    killed = up("--model", str(checkpoint), "--no-prefill-workers")
-    assert list(killed.ready()["workers"]) == ["decode-0"]
-    killed.process.kill()
-    killed.process.wait()
-    wait_until(lambda: not killed.left())
-
-    ended = up("--model", str(checkpoint))
-    described = ended.ready()
+    started = up("--model", str(checkpoint))
+    described = started.ready()
     assert set(described["workers"]) == {"prefill-0", "decode-0"}
-    assert len(own_folder(ended.process.pid)) == 1
-    assert not own_folder(killed.process.pid), "the next cluster cleans up after a killed one"
+    folder = folder_of(described["workers"]["decode-0"])
+    assert folder.exists()
     with Client(described["address"]) as client:
         assert len(client.generate([1, 2, 3], max_tokens=5).token_ids) == 5
-    ended.process.terminate()
-    assert ended.process.wait(30) == 0, ended.said()
-    assert ended.left() == []
-    assert not own_folder(ended.process.pid)
-    assert ended.process.stdout is not None
-    assert ended.process.stdout.read() == "", "stdout is the JSON line's alone"
+    started.process.terminate()
+    assert started.process.wait(30) == 0, started.said()
+    assert started.left() == []
+    assert not folder.exists()
+    assert started.process.stdout is not None
+    assert started.process.stdout.read() == "", "stdout is the JSON line's alone"
+
+
+def test_up_that_is_killed_leaves_nothing_either(up: Callable[..., Up], checkpoint: Path) -> None:
+    started = up("--model", str(checkpoint), "--no-prefill-workers")
+    described = started.ready()
+    assert list(described["workers"]) == ["decode-0"]
+    folder = folder_of(described["workers"]["decode-0"])
+    started.process.kill()
+    wait_until(lambda: not started.left())
+    assert not folder.exists()
 
 
 def test_up_that_cannot_start_says_why_and_leaves_nothing(
@@ -259,7 +266,6 @@ def test_up_that_cannot_start_says_why_and_leaves_nothing(
     assert "none" in error["message"] + error["field"]
     assert "Traceback" not in failed.said()
     assert failed.left() == []
-    assert not own_folder(failed.process.pid)
 
 
 def test_on_a_joined_ray_workers_outlive_their_controller(

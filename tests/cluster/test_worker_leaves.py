@@ -1,35 +1,39 @@
 """A worker that is killed or leaves in the middle of many streams: each goes on with the very next token
-and character, on another worker, and is in the end what it would have been alone."""
+and character on another worker, and is in the end what it would have been alone."""
 
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import grpc
 import httpx
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from baton import AsyncClient
-from baton.client.collect import collect
-from baton.client.results import Generation
 from baton.errors import Unavailable
 from baton.rpc.channel import channel
 from baton.state.base import Member
+from baton.types import Timeline
 from baton.v1 import worker_pb2, worker_pb2_grpc
 from cluster.local import LocalCluster
 from cluster.process import Process
-from tests.cluster.watching import WITHIN_S, eventually, settled
+from tests.cluster.lives import Answer, Kind, read
+from tests.cluster.watching import WITHIN_S, eventually, integrity, settled
 
-NUM_STREAMS = 8
 LEASE_S = 1.5  # after which a worker that was killed is forgotten
-
-Health = health_pb2.HealthCheckResponse
+# Drawn in every way there is; the stop string never matches and is always watched for.
+WAYS: Sequence[dict[str, Any]] = (
+    {"temperature": 0.0, "logprobs": 2},
+    {"temperature": 1.0, "stop": ["then and then and then"]},
+    {"temperature": 0.8, "n": 2, "presence_penalty": 0.5},
+    {"temperature": 1.2, "top_p": 0.9, "repetition_penalty": 1.1, "logprobs": 0},
+)
 
 
 @pytest.fixture(scope="module")
@@ -49,79 +53,159 @@ async def client(pair: LocalCluster) -> AsyncIterator[AsyncClient]:
     while sum(worker.alive for worker in pair.workers) < 2:
         pair.add_worker()
     async with AsyncClient(pair.address) as client:
-        await workers(client, pair)
+        await living_workers(client, pair)
         yield client
+        await living_workers(client, pair)
     await settled(pair.address)
 
 
-async def workers(client: AsyncClient, cluster: LocalCluster) -> dict[str, Member]:
+async def living_workers(client: AsyncClient, cluster: LocalCluster) -> dict[str, Member]:
     """By id, once those that the router knows are those that live."""
-    living = sorted(worker.name for worker in cluster.workers if worker.alive)
 
     def are_known(members: list[Member]) -> bool:
-        return [m.info.worker_id for m in members if not m.draining] == living
+        living = sorted(worker.name for worker in cluster.workers if worker.alive)
+        return [member.info.worker_id for member in members if not member.draining] == living
 
     members = await eventually(client.workers, are_known)
     return {member.info.worker_id: member for member in members}
 
 
-def process_called(cluster: LocalCluster, worker_id: str) -> Process:
-    [process] = [worker for worker in cluster.workers if worker.name == worker_id]
-    return process
+async def exit_code(process: Process) -> int | None:
+    async def poll() -> int | None:
+        return process.popen.poll()
+
+    return await eventually(poll, lambda code: code is not None)
 
 
-async def exit_code(process: Process) -> int:
-    code = await eventually(lambda: asyncio.to_thread(process.popen.poll), lambda c: c is not None)
-    assert code is not None
-    return code
-
-
-async def health(address: str) -> int:
-    async with channel(address) as link:
-        request = health_pb2.HealthCheckRequest()
-        status: int = (await health_pb2_grpc.HealthStub(link).Check(request, timeout=5)).status
-        return status
-
-
-def questions(max_tokens: int) -> list[tuple[str, dict[str, Any]]]:
-    """Greedy and drawn, with several samples, log-probabilities, penalties, stop strings that never
-    match but are always watched for."""
-    kinds: list[dict[str, Any]] = [
-        {"temperature": 0.0, "logprobs": 2},
-        {"temperature": 1.0, "stop": ["then and then"]},
-        {"temperature": 0.8, "n": 2, "presence_penalty": 0.5},
-        {"temperature": 1.2, "top_p": 0.9, "repetition_penalty": 1.1, "logprobs": 0},
-    ]
-    return [
-        (
-            f"prompt {number} " * (1 + 9 * number),
-            {"max_tokens": max_tokens, "ignore_eos": True, "seed": number, **kinds[number % 4]},
+async def long_kinds(client: AsyncClient, max_tokens: int) -> list[Kind]:
+    """Half of the prompts are shorter than a block: these go where fewer requests run."""
+    kinds = [
+        Kind(
+            f"prompt {number} " * (40 if number % 2 else 3),
+            {
+                "max_tokens": max_tokens,
+                "ignore_eos": True,
+                "seed": number,
+                "n": 1,
+                **WAYS[number // 2],
+            },
         )
-        for number in range(NUM_STREAMS)
+        for number in range(2 * len(WAYS))
     ]
+    for kind in kinds:
+        await kind.run_alone(client)
+    return kinds
+
+
+async def follow(client: AsyncClient, kind: Kind, begun: asyncio.Semaphore) -> Timeline:
+    answers: dict[int, Answer] = {}
+    async with client.stream(kind.prompt, **kind.options) as stream:
+        await read(stream, answers, most=10)
+        begun.release()
+        await read(stream, answers)
+        kind.check(answers, stream)
+        assert stream.timeline is not None
+        assert stream.num_continuations == 0  # the router's work, not the SDK's
+        return stream.timeline
 
 
 @asynccontextmanager
 async def streaming(
-    client: AsyncClient, asked: list[tuple[str, dict[str, Any]]]
-) -> AsyncIterator[list[asyncio.Task[Generation]]]:
-    """Reads all of them; entered once each has given tokens."""
+    client: AsyncClient, kinds: Sequence[Kind]
+) -> AsyncIterator[list[asyncio.Task[Timeline]]]:
+    """All of them at once, each checked to its end; entered once each has given tokens."""
     begun = asyncio.Semaphore(0)
-
-    async def follow(prompt: str, options: dict[str, Any]) -> Generation:
-        async with client.stream(prompt, **options) as stream:
-            first = await anext(stream)
-            begun.release()
-            assert first.token_ids
-            stream._ready.appendleft(first)
-            return await collect(stream)
-
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(follow(*each)) for each in asked]
+        tasks = [group.create_task(follow(client, kind, begun)) for kind in kinds]
         for _ in tasks:
             await asyncio.wait_for(begun.acquire(), WITHIN_S)
         yield tasks
 
 
-async def alone(client: AsyncClient, asked: list[tuple[str, dict[str, Any]]]) -> list[Generation]:
-    return [await client.generate(prompt, **options) for prompt, options in asked]
+async def running_per_worker(members: dict[str, Member]) -> Counter[str]:
+    pools = {name: await integrity(member.info.address) for name, member in members.items()}
+    return Counter({name: pool.num_running_requests for name, pool in pools.items()})
+
+
+async def check_goes_on_elsewhere(tasks: Sequence[asyncio.Task[Timeline]], left: str) -> None:
+    """Nobody ended on the worker that left, and some had begun there."""
+    timelines = await asyncio.gather(*tasks)
+    assert left not in {timeline.decode_worker for timeline in timelines}
+    assert {timeline.num_attempts for timeline in timelines} == {1, 2}
+    for timeline in timelines:
+        assert all(offset_s >= 0 for offset_s in timeline.events.values())
+
+
+async def test_a_worker_that_is_killed(pair: LocalCluster, client: AsyncClient) -> None:
+    kinds = await long_kinds(client, max_tokens=300)
+    members = await living_workers(client, pair)
+    async with streaming(client, kinds) as tasks:
+        assert all((await running_per_worker(members)).values()), "one worker has no request"
+        victim = pair.workers[-1]
+        victim.popen.send_signal(signal.SIGKILL)
+        await check_goes_on_elsewhere(tasks, victim.name)
+    assert victim.popen.wait() == -signal.SIGKILL
+
+
+async def test_a_worker_that_drains(pair: LocalCluster, client: AsyncClient) -> None:
+    """What runs there ends there; nothing new comes; health says so while it still answers."""
+    kinds = await long_kinds(client, max_tokens=600)
+    members = await living_workers(client, pair)
+    leaver = pair.workers[-1]
+    address = members[leaver.name].info.address
+    async with streaming(client, kinds) as tasks, channel(address) as link:
+        health = health_pb2_grpc.HealthStub(link)
+        question = health_pb2.HealthCheckRequest()
+        serving, not_serving = (
+            health_pb2.HealthCheckResponse.SERVING,
+            health_pb2.HealthCheckResponse.NOT_SERVING,
+        )
+        assert (await health.Check(question)).status == serving
+        num_there = (await running_per_worker(members))[leaver.name]
+        assert num_there > 0
+        await client.drain(leaver.name, grace_s=WITHIN_S)
+        await eventually(
+            lambda: health.Check(question), lambda answer: answer.status == not_serving
+        )
+        info = await worker_pb2_grpc.WorkerStub(link).GetInfo(worker_pb2.GetInfoRequest())
+        assert info.worker_id == leaver.name
+        assert leaver.alive
+        assert not any(task.done() for task in tasks), "nothing ran any more: give them more tokens"
+        for _ in range(4):
+            new = await client.generate("new", max_tokens=1)
+            assert new.timeline.decode_worker != leaver.name
+        timelines = await asyncio.gather(*tasks)
+        assert await exit_code(leaver) == 0
+    assert {timeline.num_attempts for timeline in timelines} == {1}
+    assert Counter(timeline.decode_worker for timeline in timelines)[leaver.name] == num_there
+
+
+async def test_a_worker_whose_grace_is_over(pair: LocalCluster, client: AsyncClient) -> None:
+    kinds = await long_kinds(client, max_tokens=300)
+    members = await living_workers(client, pair)
+    async with streaming(client, kinds) as tasks:
+        assert all((await running_per_worker(members)).values())
+        leaver = pair.workers[-1]
+        await client.drain(leaver.name, grace_s=1e-3)
+        await check_goes_on_elsewhere(tasks, leaver.name)
+    assert await exit_code(leaver) == 0
+
+
+async def test_the_only_worker_is_replaced(pair: LocalCluster, client: AsyncClient) -> None:
+    """SIGTERM drains, too. While nobody serves, health says so and requests wait a while."""
+    for worker in [worker for worker in pair.workers if worker.alive]:
+        worker.popen.send_signal(signal.SIGTERM)
+        assert await exit_code(worker) == 0
+    async with httpx.AsyncClient(trust_env=False) as http:
+        url = f"http://127.0.0.1:{pair.http_port}/health"
+
+        async def status() -> int:
+            return (await http.get(url)).status_code
+
+        await eventually(status, lambda code: code == 503)
+        with pytest.raises(Unavailable) as nobody:
+            await client.generate("now", max_tokens=1)
+        assert nobody.value.retry_after_s > 0
+        pair.add_worker()
+        await eventually(status, lambda code: code == 200)
+    assert len((await client.generate("now", max_tokens=3, ignore_eos=True)).token_ids) == 3

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from baton.errors import Unavailable
-from baton.types import FinishReason, HandOffReport, PoolId, PrefillChoice
+from baton.types import FinishReason, HandOffReport, PoolId, PositionLogprobs, PrefillChoice
 from decode_worker.messages import (
     Abandon,
     AskPrefill,
@@ -197,6 +197,41 @@ def test_without_another_prefill_worker_the_prompt_is_computed_here() -> None:
     world.run()
     assert world.tokens[(1, 1), 0] == expected_output(prompt, 0, 8, VOCAB), "no token twice"
     world.assert_nothing_held()
+
+
+def test_blocks_of_a_hand_off_that_completes_while_it_is_given_up_come_back() -> None:
+    """The word that all is verified and the order to abandon it cross: nobody writes any more."""
+    world = RemoteWorld(num_blocks=64)
+    world.start((1, 1), list(range(30)), max_tokens=8, prefill=P)
+    (ask,) = world.asked.values()
+    world.role.handle(Cancel((1, 1)), world.now_s)
+    world.collect()
+    assert world.blocks.counts().quarantined == 8
+    world.role.handle(HandOffDone(ask.transfer, REPORT, {}), world.now_s)
+    world.assert_nothing_held()
+    assert world.blocks.counts().quarantined == 0
+
+
+def test_log_probabilities_of_the_prompt_are_said_once_however_many_prefill_workers_it_takes() -> (
+    None
+):
+    world = RemoteWorld(num_blocks=64)
+    prompt = list(range(30))
+    world.start((1, 1), prompt, max_tokens=8, prefill=P)
+    said = [PositionLogprobs(token, -1.0, 1) for token in prompt[1:]]
+    heard: list[PositionLogprobs] = []
+    for _ in range(2):
+        (ask,) = world.asked.values()
+        draws = world.draw(ask)
+        world.role.handle(FirstTokens(ask.transfer, draws, said), world.now_s)
+        for outbox in world.role.take_commands().outboxes.values():
+            heard += [position for _, each in outbox.prompt_logprobs for position in each]
+        world.asked.clear()
+        lost = HandOffFailed(ask.transfer, Unavailable("gone"), num_verified=0, fenced=True)
+        world.role.handle(lost, world.now_s)
+        world.role.handle(Reroute((1, 1), P), world.now_s)
+        world.collect()
+    assert heard == said
 
 
 @pytest.mark.parametrize("seed", range(25))
