@@ -114,7 +114,7 @@ gpu: ## the tests for CUDA, with the machine's own python3 and torch (or PYTHON=
 
 .PHONY: demo bench
 demo: $(STAMP) ## a whole cluster on this machine, one prompt, its timeline
-	@$(BIN)/python -m cli.demo
+	@GRPC_VERBOSITY=ERROR $(BIN)/python -m cli.demo
 
 bench: $(STAMP) ## measure everything, beside this machine's own limits
 	@$(BIN)/baton bench all

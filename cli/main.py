@@ -6,6 +6,7 @@ Under --json a failure, too, leaves one JSON object as the last line of stdout.
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import click
@@ -34,6 +35,9 @@ _COMMANDS = {
     "router": LazyCommand("cli.router:router", "Run a router: gRPC and OpenAI HTTP."),
     "worker": LazyCommand("cli.worker:worker", "Run a worker and register it with its routers."),
 }
+
+# gRPC tells of every peer that goes away, on a terminal that is the user's. Read when it is imported.
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 
 class Baton(LazyGroup):
