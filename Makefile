@@ -117,7 +117,10 @@ demo: $(STAMP) ## a whole cluster on this machine, one prompt, its timeline
 	@GRPC_VERBOSITY=ERROR $(BIN)/python -m cli.demo
 
 bench: $(STAMP) ## measure everything, beside this machine's own limits
-	@$(BIN)/baton bench all
+	@$(BIN)/baton bench engine
+	@$(BIN)/baton bench ttft
+	@$(BIN)/baton bench interference
+	@$(BIN)/python -m bench.attention
 
 .PHONY: clean
 clean: ## remove caches and build results (not .venv)

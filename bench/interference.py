@@ -53,7 +53,7 @@ class InterferenceSettings:
     num_rounds: int = 6
     quiet_s: float = 3.0
     loaded_s: float = 5.0
-    time_limit_s: float = 215.0
+    time_limit_s: float = 200.0
     seed: int = 0
 
 
@@ -171,16 +171,17 @@ class _Run:
             for each in streams
         ]
         begun = asyncio.gather(*(each.begun.wait() for each in streams))
+        waiting: list[asyncio.Future[Any]] = [begun, *tasks]
         try:
-            await asyncio.wait([begun, *tasks], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             _check_none_ended(tasks)
             await asyncio.sleep(_SETTLE_S)
             yield streams
             _check_none_ended(tasks)
         finally:
-            for task in (begun, *tasks):
-                task.cancel()
-            await asyncio.gather(begun, *tasks, return_exceptions=True)
+            for each in waiting:
+                each.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
 
     def _prompt(self, num_tokens: int) -> list[int]:
         return [self._random.randrange(self._vocab_size) for _ in range(num_tokens)]

@@ -45,7 +45,7 @@ class TtftSettings:
     model: str = "llama-125m"
     prompts: tuple[int, ...] = (32, 512, 2048)
     num_rounds: int = 15
-    time_limit_s: float = 210.0
+    time_limit_s: float = 200.0
     seed: int = 0
 
     def schedule(self) -> list[int]:

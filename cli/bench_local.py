@@ -49,7 +49,7 @@ _time_limit_option = click.option(
     "--time-limit",
     "time_limit_s",
     type=_POSITIVE,
-    default=210.0,
+    default=200.0,
     show_default=True,
     metavar="SECONDS",
     help="Fewer rounds where they would take longer (never fewer than a few).",

@@ -16,6 +16,7 @@ from decode_worker.state_machine import DecodeRequests
 from decode_worker.verifier import Verifier
 from engine.block_manager import BlockManager
 from kv_transfer.choose import Receivers
+from kv_transfer.faults import Faults
 from worker.engine import LoadedEngine
 from worker.host import Host
 
@@ -44,7 +45,9 @@ async def run(config: DecodeConfig, engine: LoadedEngine) -> None:
             stream=stream,
         )
 
-    verifier = Verifier(pool, verify=config.verify_checksums)
+    verifier = Verifier(
+        pool, verify=config.verify_checksums, arrived=Faults.from_environment().arrived(pool)
+    )
     hand_offs = HandOffs(
         DecodeSide(receivers, verifier, hello, lambda event: host.post(event), times)
     )

@@ -9,6 +9,7 @@ from engine.batch import StepOutput, StepPlan
 from engine.block_manager import BlockManager
 from engine.model_runner import ModelRunner
 from kv_transfer.choose import Senders
+from kv_transfer.faults import Faults
 from prefill_worker.config import PrefillConfig
 from prefill_worker.messages import Commands, Event
 from prefill_worker.push import Pusher
@@ -39,7 +40,10 @@ async def run(config: PrefillConfig, engine: LoadedEngine) -> None:
     blocks = BlockManager(runner.num_blocks, runner.layout.block_size)
     scheduler = PrefillScheduler(blocks, config.limits())
     role = PrefillRequests(scheduler, config.host.times.block_hold_s)
-    senders = Senders(engine.pool(), config.host.times.progress_timeout_s)
+    timeout_s = config.host.times.progress_timeout_s
+    senders = Faults.from_environment().senders(
+        engine.pool(), lambda pool: Senders(pool, timeout_s)
+    )
     service = PrefillService(senders)
 
     def deliver(commands: Commands) -> None:

@@ -15,7 +15,7 @@ from baton.errors import BatonError, IncompatiblePeer, InvalidArgument
 from baton.types import WorkerInfo
 from baton.v1 import prefill_pb2, prefill_pb2_grpc
 from kv_transfer.base import Link
-from kv_transfer.choose import Senders
+from kv_transfer.faults import Connects
 from kv_transfer.introduction import pack_process
 from prefill_worker.messages import (
     Ask,
@@ -45,7 +45,7 @@ class PrefillService(prefill_pb2_grpc.PrefillServicer):
     pusher: Pusher
     info: Callable[[], WorkerInfo]
 
-    def __init__(self, senders: Senders) -> None:
+    def __init__(self, senders: Connects) -> None:
         self._senders = senders
         self._reader_ids = count(1)
         self._streams = Streams()

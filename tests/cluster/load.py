@@ -15,6 +15,7 @@ from typing import Any
 from baton import AsyncClient
 from baton.client.results import Delta
 from baton.types import Timeline
+from tests.cluster.watching import eventually
 
 
 @dataclass
@@ -65,8 +66,7 @@ class Load:
     async def progress(self, num_deltas: int) -> None:
         """Waits until the clients have got so many more deltas: the load is under way."""
         wanted = self.num_deltas + num_deltas
-        while self.num_deltas < wanted:
-            await asyncio.sleep(0.01)
+        await eventually(lambda: asyncio.sleep(0, self.num_deltas), lambda count: count >= wanted)
 
     @property
     def num_deltas(self) -> int:
@@ -101,7 +101,7 @@ async def make_asks(client: AsyncClient, num_asks: int, num_new: int) -> list[As
     for number in range(num_asks):
         prompt = shared[: rng.choice((0, 130, 300))]
         prompt += [rng.randrange(256) for _ in range(rng.choice((20, 200, 500)))]
-        options = {
+        options: dict[str, Any] = {
             "max_tokens": num_new,
             "ignore_eos": True,
             "seed": number,

@@ -3,9 +3,9 @@ what it would have been, and what was lost is waited for in bounded time."""
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import pytest_asyncio
@@ -14,10 +14,11 @@ from baton import AsyncClient
 from cluster.local import LocalCluster
 from cluster.process import Process
 from tests.cluster.load import Ask, Load, make_asks, show_recovery
-from tests.cluster.watching import eventually, explained, settled
+from tests.cluster.watching import eventually, explained, num_registered, settled
 
 NUM_DEATHS = 10
 WORKERS = {"deterministic": True, "num_blocks": 80}
+NAMES = {"prefill": "prefill-", "decode": "worker-"}
 ALWAYS_REMOTE = {"BATON_ROUTER_POLICY_INTERFERENCE": "1000"}
 
 
@@ -55,9 +56,7 @@ async def test_workers_die(asks: list[Ask], checkpoint: Path) -> None:
         ):
             for number in range(2 * NUM_DEATHS):
                 role = ("prefill", "decode")[number % 2]
-                victim = next(
-                    each for each in cluster.workers if each.name.startswith(PREFIX[role])
-                )
+                victim = next(each for each in cluster.workers if each.name.startswith(NAMES[role]))
                 await load.progress(num_deltas=20)
                 deaths_s[role].append(time.monotonic())
                 victim.popen.kill()
@@ -73,9 +72,6 @@ async def test_workers_die(asks: list[Ask], checkpoint: Path) -> None:
     assert len(timelines) == len(load.followed)
     assert any(timeline.num_attempts > 1 for timeline in timelines)
     assert sum(bool(timeline.prefill_worker) for timeline in timelines) > len(timelines) / 2
-
-
-PREFIX = {"prefill": "prefill-", "decode": "worker-"}
 
 
 async def test_routers_die(asks: list[Ask], checkpoint: Path) -> None:
@@ -104,16 +100,8 @@ async def test_routers_die(asks: list[Ask], checkpoint: Path) -> None:
                 await load.progress(num_deltas=50)
                 cluster.start_router(victim)
                 async with AsyncClient(cluster.addresses[victim]) as own:
-                    await eventually(lambda: registered(own), lambda count: count == 2)  # noqa: B023
+                    await eventually(partial(num_registered, own), lambda count: count == 2)
         for address in cluster.addresses:
             await settled(address)
     show_recovery("router", load.recovery_s(deaths_s))
     assert sum(followed.num_continuations for followed in load.followed) >= NUM_DEATHS / 2
-
-
-async def registered(client: AsyncClient) -> int:
-    """How many workers the router has; none while it is not up."""
-    try:
-        return len(await asyncio.wait_for(client.workers(), 1.0))
-    except Exception:
-        return 0

@@ -15,6 +15,7 @@ from typing import TypeVar
 from baton import AsyncClient
 from baton.client.results import Load
 from baton.convert import pool_load_from_proto
+from baton.errors import BatonError
 from baton.rpc.channel import channel
 from baton.types import PoolLoad
 from baton.v1 import worker_pb2, worker_pb2_grpc
@@ -57,6 +58,15 @@ async def integrity(worker_address: str) -> PoolLoad:
     counts = (pool.num_free_blocks, pool.num_held_blocks, pool.num_cached_blocks)
     assert sum(counts) + pool.num_quarantined_blocks == pool.num_total_blocks
     return pool
+
+
+async def num_registered(client: AsyncClient) -> int:
+    """How many workers a router has; none while it is not up."""
+    try:
+        async with asyncio.timeout(1.0):
+            return len(await client.workers())
+    except (BatonError, TimeoutError):
+        return 0
 
 
 async def router_load(address: str) -> Load:

@@ -9,7 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.statistics import median, pairwise_ratio, percentile, summarize
+from bench.statistics import (
+    estimate,
+    median,
+    pairwise_difference,
+    pairwise_ratio,
+    percentile,
+    summarize,
+)
 
 VALUES = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=50)
 
@@ -81,6 +88,19 @@ def test_the_same_seed_gives_the_same_interval() -> None:
     assert pairwise_ratio(above, below, seed=3) == pairwise_ratio(above, below, seed=3)
 
 
+def test_the_difference_of_pairs_ignores_what_both_sides_share() -> None:
+    drift = [float(each) for each in range(15)]
+    difference = pairwise_difference([each + 2 for each in drift], drift)
+    assert (difference.median, difference.ci95, difference.n) == (2, (2, 2), 15)
+
+
+def test_the_estimate_of_one_value_is_the_value() -> None:
+    assert estimate([3.0]).ci95 == (3, 3)
+    with pytest.raises((ValueError, IndexError)):
+        estimate([])
+
+
 def test_what_does_not_pair_up() -> None:
-    with pytest.raises(ValueError, match="not pairs"):
-        pairwise_ratio([1.0, 2.0], [1.0])
+    for pairwise in (pairwise_ratio, pairwise_difference):
+        with pytest.raises(ValueError, match="not pairs"):
+            pairwise([1.0, 2.0], [1.0])

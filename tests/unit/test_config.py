@@ -30,6 +30,7 @@ class RouterConfig:
     checkpoint: str | Path = ""
     limits: Limits = field(default_factory=Limits)
     limit: int | None = None
+    cores: tuple[int, ...] = ()
 
 
 def read(
@@ -45,6 +46,16 @@ def test_later_sources_win(tmp_path: Path) -> None:
     env = {"BATON_ROUTER_PORT": "2", "BATON_ROUTER_SHARE": "0.2", "BATON_WORKER_PORT": "9"}
     config = read(tmp_path, toml, env, share=0.3, verbose=None)
     assert config == RouterConfig("toml", 2, 0.3, limits=Limits(max_streams=3))
+
+
+def test_lists_of_numbers(tmp_path: Path) -> None:
+    """As the cores of `baton worker --cores 0,1`, which come as a flag, from TOML or from the
+    environment."""
+    assert read(tmp_path, model="m", cores=(0, 1)).cores == (0, 1)
+    assert read(tmp_path, '[router]\nmodel = "m"\ncores = [2, 3]').cores == (2, 3)
+    assert read(tmp_path, env={"BATON_ROUTER_CORES": "4, 5"}, model="m").cores == (4, 5)
+    with pytest.raises(ConfigError, match="whole number"):
+        read(tmp_path, env={"BATON_ROUTER_CORES": "4,x"}, model="m")
 
 
 def test_every_type_from_toml(tmp_path: Path) -> None:
@@ -119,6 +130,7 @@ def test_flags_of_a_nested_table_leave_the_rest_of_it(tmp_path: Path) -> None:
         ("log = 1", "router.log", "must be a path"),
         ('mode = "never"', "router.mode", "must be one of 'auto', 'always', not 'never'"),
         ("workers = [1]", "router.workers", "must be a list of strings"),
+        ("cores = [true]", "router.cores", "must be a list of whole numbers"),
         ('workers = "a:1"', "router.workers", "must be a list of strings"),
         ("limits = 1", "router.limits", "must be a table"),
         ('limit = "x"', "router.limit", "must be a whole number"),
