@@ -28,9 +28,9 @@ class PolicySettings:
     """`hand_off_s`: what a hand-off costs beside moving bytes. `transfer_bytes_per_s`: until hand-offs
     were measured. `interference`: cost of a second of local prefill, and of that per running stream."""
 
-    hand_off_s: float = 0.006
+    hand_off_s: float = 0.012
     transfer_bytes_per_s: float = 1e9
-    interference: float = 0.1
+    interference: float = 0.25
     interference_per_stream: float = 0.1
 
 

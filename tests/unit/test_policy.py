@@ -68,9 +68,9 @@ def test_a_short_suffix_of_a_long_conversation_is_never_shipped() -> None:
 
 def test_a_busy_decode_worker_ships_what_an_idle_one_keeps() -> None:
     decode, prefill = pool("d"), [pool("p", Role.PREFILL)]
-    assert chosen(48, [decode], prefill).prefill is None
+    assert chosen(40, [decode], prefill).prefill is None
     decode.num_in_flight = 8
-    assert chosen(48, [decode], prefill).prefill is prefill[0]
+    assert chosen(40, [decode], prefill).prefill is prefill[0]
 
 
 def test_a_long_queue_at_prefill_keeps_the_prompt_local() -> None:
