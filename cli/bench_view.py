@@ -45,7 +45,8 @@ def print_ttft(result: Mapping[str, Any]) -> None:
     out = console()
     out.print(table)
     for row in result["rows"]:
-        where = f"{row['prompt_tokens']:,} tokens were prefilled by {row['prefill_worker']}"
+        remote = f"{row['num_remote']} of {row['n']} prefilled remotely"
+        where = f"{row['prompt_tokens']:,} tokens: {remote}"
         step = f"a decode step then takes {row['decode_step_ms']:.1f} ms"
         out.print(f"{where}; {step}", style="dim")
 

@@ -12,7 +12,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Self
@@ -112,12 +112,8 @@ class RayCluster:
     def wait_ready(self) -> None:
         """Until exactly what is wanted runs, and every router knows every worker. Raises Unavailable,
         with the logs, where that takes longer than `start_timeout_s`."""
-        give_up_s = time.monotonic() + self.start_timeout_s
-        while not self._is_ready():
-            self.check()
-            if time.monotonic() > give_up_s:
-                raise Unavailable(f"not up within {self.start_timeout_s:g} s\n{self.logs()}")
-            time.sleep(_POLL_S)
+        for _ in self._until_ready(self._wanted):
+            pass
 
     def check(self) -> None:
         """Raises what broke the controller, if something did."""
@@ -171,22 +167,30 @@ class RayCluster:
             private_ray.start(self._folder.path, marked)
         self._loop.loop.call_soon_threadsafe(self._launcher.ray_is_up.set)
         found = worker_actor.existing(self.spec.name) if joined else []
-        self._want({*self._wanted, *found})  # those not wanted are taken over, too, then they drain
-        self._wait_first_start()
+        self._wait_first_start({*self._wanted, *found})  # all are taken over, then some drain
         self._controller.restarts = True
         self._want(self._wanted)
 
-    def _wait_first_start(self) -> None:
+    def _wait_first_start(self, names: Collection[str]) -> None:
         """Raises why one of them cannot start."""
         assert self._folder is not None
-        while not self._is_ready():
+        self._want(names)
+        for _ in self._until_ready(names):
             for name, instance in self.known.items():
                 if instance.phase is Phase.ENDED:
                     if isinstance(instance.error, ConfigError):
                         raise instance.error
                     tail = log_tail(self._folder.path / f"{name}.log")
                     raise Unavailable(f"{name} did not start: {instance.error}\n{tail}")
+
+    def _until_ready(self, names: Collection[str]) -> Iterator[None]:
+        """Comes by, again and again, until exactly these run and every router knows every worker."""
+        give_up_s = time.monotonic() + self.start_timeout_s
+        while not self._are_ready(names):
             self.check()
+            yield
+            if time.monotonic() > give_up_s:
+                raise Unavailable(f"not up within {self.start_timeout_s:g} s\n{self.logs()}")
             time.sleep(_POLL_S)
 
     def _choose_ports(self, joined: bool) -> dict[str, RouterPorts]:
@@ -218,11 +222,11 @@ class RayCluster:
         assert self._controller is not None
         self._loop.loop.call_soon_threadsafe(self._controller.want, names)
 
-    def _is_ready(self) -> bool:
+    def _are_ready(self, names: Collection[str]) -> bool:
         known = self.known
-        if set(known) < set(self._wanted) or set(known) - set(self._wanted):
-            return False
-        if any(each.phase is not Phase.RUNNING for each in known.values()):
+        if set(known) != set(names) or any(
+            each.phase is not Phase.RUNNING for each in known.values()
+        ):
             return False
         assert self._loop is not None
         asking = [self._loop.submit(probe.members(address)) for address in self.addresses]

@@ -49,9 +49,9 @@ class Limits:
     start_s: float = 120.0
     silent_s: float = 3.0
     drain_s: float = 35.0
-    stable_s: float = 2.0
+    stable_s: float = 1.0
     backoff_s: float = 0.25
-    max_backoff_s: float = 10.0
+    max_backoff_s: float = 5.0
     probe_s: float = 1.0
 
     def restart_after_s(self, num_failures: int) -> float:

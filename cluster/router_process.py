@@ -25,9 +25,7 @@ class RouterProcess:
     async def ended(self) -> BatonError | None:
         await confirmed_kill.ended(self.pid)
         code = self.process.popen.wait()
-        if code == 0:
-            return None
-        return Unavailable(f"exit code {code}\n{self.process.log_tail()}".strip())
+        return None if code == 0 else Unavailable(f"exit code {code}")
 
     async def drain(self) -> None:
         self.process.popen.terminate()

@@ -44,7 +44,7 @@ async def run(config: PrefillConfig, engine: LoadedEngine) -> None:
     senders = Faults.from_environment().senders(
         engine.pool(), lambda pool: Senders(pool, timeout_s)
     )
-    service = PrefillService(senders)
+    service = PrefillService(senders.connect)
 
     def deliver(commands: Commands) -> None:
         pusher.perform(commands.orders)

@@ -15,7 +15,6 @@ from baton.errors import BatonError, IncompatiblePeer, InvalidArgument
 from baton.types import WorkerInfo
 from baton.v1 import prefill_pb2, prefill_pb2_grpc
 from kv_transfer.base import Link
-from kv_transfer.faults import Connects
 from kv_transfer.introduction import pack_process
 from prefill_worker.messages import (
     Ask,
@@ -45,8 +44,8 @@ class PrefillService(prefill_pb2_grpc.PrefillServicer):
     pusher: Pusher
     info: Callable[[], WorkerInfo]
 
-    def __init__(self, senders: Connects) -> None:
-        self._senders = senders
+    def __init__(self, connect: Callable[[bytes], tuple[str, Link]]) -> None:
+        self._connect_to = connect
         self._reader_ids = count(1)
         self._streams = Streams()
         self._fences: set[asyncio.Task[None]] = set()
@@ -149,7 +148,7 @@ class PrefillService(prefill_pb2_grpc.PrefillServicer):
         return prefill_pb2.PrefillEvent(welcome=welcome)
 
     async def _connect(self, offer: bytes) -> tuple[str, Link]:
-        connecting = self._loop.run_in_executor(None, self._senders.connect, offer)
+        connecting = self._loop.run_in_executor(None, self._connect_to, offer)
         try:
             return await asyncio.shield(connecting)
         except asyncio.CancelledError:

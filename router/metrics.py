@@ -52,15 +52,6 @@ class Metrics:
             _ITL_BUCKETS,
             registry,
         )
-        self._hand_offs = Counter(
-            "baton_hand_offs", "Requests whose prompt another worker computed", registry=registry
-        )
-        self._transfer_bytes = Counter(
-            "baton_transfer_bytes", "Bytes of KV that hand-offs moved", registry=registry
-        )
-        self._resent_blocks = Counter(
-            "baton_resent_blocks", "KV blocks that arrived wrong, by checksum", registry=registry
-        )
         self._ttft = _seconds("baton_ttft_seconds", "Time to first token", _TTFT_BUCKETS, registry)
         self._itl = _seconds("baton_itl_seconds", "Mean inter-token latency of a request",
                              _ITL_BUCKETS, registry)  # fmt: skip
@@ -75,10 +66,6 @@ class Metrics:
         self._cached_tokens.inc(usage.num_cached_tokens)
         self._output_tokens.inc(usage.num_output_tokens)
         self._continuations.inc(max(0, life.num_attempts - 1))
-        if hand_off := life.hand_off:
-            self._hand_offs.inc()
-            self._transfer_bytes.inc(hand_off.transfer_bytes)
-            self._resent_blocks.inc(hand_off.num_resent_blocks)
         if hand_off := life.hand_off:
             self._hand_offs.inc()
             self._transfer_bytes.inc(hand_off.transfer_bytes)

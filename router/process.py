@@ -23,6 +23,7 @@ from router.http.server import HttpServer
 from router.index import BlockIndex
 from router.metrics import Metrics
 from router.models import Models
+from router.open_files import raise_limit
 from router.pools import Pools
 from router.request_log import RequestLog
 from router.service import AdminService, InferenceService
@@ -53,16 +54,17 @@ class Router:
     async def run(self) -> None:
         """Serves until SIGTERM or SIGINT, then drains: what runs has `drain_grace_s` to end."""
         self._add_services()
+        raise_limit()
+        slow_client_s = self.config.times.slow_client_s
         async with AsyncExitStack() as stack:
             stack.push_async_callback(self.server.stop)
             fleet = asyncio.create_task(self._fleet.run(), name="fleet")
             stack.push_async_callback(_cancel, fleet)
             http = await HttpServer.start(
-                create_app(
-                    self._dispatcher, self._metrics.registry, self.config.times.slow_client_s
-                ),
+                create_app(self._dispatcher, self._metrics.registry, slow_client_s),
                 self.config.host,
                 self.config.http_port,
+                slow_client_s=slow_client_s,
             )
             stack.push_async_callback(http.stop)
             await self.server.start()

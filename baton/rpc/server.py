@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 Servicer = TypeVar("Servicer")
 Register = Callable[[Servicer, Any], None]
 
+_MAX_PENDING = 100_000  # calls that have arrived and whose handlers have not begun
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
@@ -64,6 +65,9 @@ class Server:
                 # Peers ping as often as KEEPALIVE says, without being taken for attackers.
                 ("grpc.http2.min_ping_interval_without_data_ms", 1_000),
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 1_000),
+                # A burst waits for its typed refusals: gRPC's own is a bare CANCELLED, at random.
+                ("grpc.server.max_pending_requests", _MAX_PENDING),
+                ("grpc.server.max_pending_requests_hard_limit", _MAX_PENDING),
                 ("grpc.max_receive_message_length", self.options.max_message_bytes),
                 ("grpc.max_send_message_length", -1),
                 ("grpc.so_reuseport", int(self.options.reuse_port)),

@@ -36,8 +36,8 @@ from router.http.request_id import RequestIdMiddleware
 def create_app(
     frontend: Frontend, registry: CollectorRegistry, slow_client_s: float | None = None
 ) -> Starlette:
-    """`registry`: what /metrics shows. `slow_client_s`: a stream whose client reads nothing for this
-    long is cut; None for no limit."""
+    """`registry`: what /metrics shows. `slow_client_s`: a client that for this long sends nothing of
+    its body, or reads nothing of a stream, is given up; None for no limit."""
     face = _Face(frontend, registry, slow_client_s)
     return Starlette(
         routes=[
@@ -68,11 +68,11 @@ class _Face:
         self._slow_client_s = slow_client_s
 
     async def chat(self, request: Request) -> Response:
-        call = read_chat(await read_json_object(request), read_caller(request))
+        call = read_chat(await self._body(request), read_caller(request))
         return await self._answer(request, call, ChatAnswer(call, self._names(call)))
 
     async def completions(self, request: Request) -> Response:
-        call = read_completion(await read_json_object(request), read_caller(request))
+        call = read_completion(await self._body(request), read_caller(request))
         return await self._answer(request, call, CompletionAnswer(call, self._names(call)))
 
     async def models(self, request: Request) -> Response:
@@ -95,6 +95,9 @@ class _Face:
         return Response(
             generate_latest(self._registry), headers={"Content-Type": CONTENT_TYPE_LATEST}
         )
+
+    async def _body(self, request: Request) -> dict[str, Any]:
+        return await read_json_object(request, self._slow_client_s)
 
     async def _answer(self, request: Request, call: Call, answer: Answer) -> Response:
         if call.stream:
@@ -127,7 +130,7 @@ async def _body_too_large(request: Request, error: Exception) -> Response:
 
 
 async def _client_gone(request: Request, error: Exception) -> Response:
-    return Response(status_code=499)  # only logs see it
+    return Response(status_code=499, headers={"Connection": "close"})  # only logs see it
 
 
 async def _http_exception(request: Request, error: Exception) -> Response:

@@ -5,12 +5,15 @@ NaN and Infinity pass here, so that the check of the field that holds one can na
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import AsyncIterator
 from typing import Any
 
 from starlette.requests import Request
 
 from baton.errors import InvalidArgument
+from router.http.disconnect import ClientGone
 
 MAX_BODY_BYTES = 16 * 2**20
 # A body that is too large is read to its end, up to here, and dropped: a client that is still
@@ -22,8 +25,9 @@ class BodyTooLarge(Exception):
     """Answered with 413, which no error of Baton's own maps to."""
 
 
-async def read_json_object(request: Request) -> dict[str, Any]:
-    data = await _read(request)
+async def read_json_object(request: Request, slow_client_s: float | None = None) -> dict[str, Any]:
+    """Raises ClientGone where for `slow_client_s` nothing more of the body came."""
+    data = await _read(request, slow_client_s)
     try:
         value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique)
     except UnicodeDecodeError as error:
@@ -39,10 +43,11 @@ async def read_json_object(request: Request) -> dict[str, Any]:
     return value
 
 
-async def _read(request: Request) -> bytes:
+async def _read(request: Request, slow_client_s: float | None) -> bytes:
     chunks: list[bytes] = []
     num_bytes = 0
-    async for chunk in request.stream():
+    stream = request.stream()
+    while (chunk := await _next(stream, slow_client_s)) is not None:
         num_bytes += len(chunk)
         if num_bytes <= MAX_BODY_BYTES:
             chunks.append(chunk)
@@ -53,6 +58,14 @@ async def _read(request: Request) -> bytes:
     if num_bytes > MAX_BODY_BYTES:
         raise BodyTooLarge
     return b"".join(chunks)
+
+
+async def _next(stream: AsyncIterator[bytes], slow_client_s: float | None) -> bytes | None:
+    try:
+        async with asyncio.timeout(slow_client_s):
+            return await anext(stream, None)
+    except TimeoutError:
+        raise ClientGone from None
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from baton.errors import ConfigError
+from router.http.connection import Connection
 
 
 class _Server(uvicorn.Server):
@@ -30,8 +31,17 @@ class HttpServer:
         self.port: int = listener.getsockname()[1]
 
     @classmethod
-    async def start(cls, app: ASGIApp, host: str, port: int, *, grace_s: int = 5) -> HttpServer:
-        """Port 0 takes a free one. `grace_s`: how long `stop` lets requests end by themselves."""
+    async def start(
+        cls,
+        app: ASGIApp,
+        host: str,
+        port: int,
+        *,
+        slow_client_s: float | None = None,
+        grace_s: int = 5,
+    ) -> HttpServer:
+        """Port 0 takes a free one. `slow_client_s`: how long a client may take for the head of a
+        request. `grace_s`: how long `stop` lets requests end by themselves."""
         try:
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
             listener = socket.create_server((host, port), family=family, backlog=2048)
@@ -41,6 +51,7 @@ class HttpServer:
             ) from error
         config = uvicorn.Config(
             app,
+            http=Connection.limited(slow_client_s),
             log_config=None,
             access_log=False,
             lifespan="off",

@@ -36,6 +36,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def served(checkpoint: Path, temporary_folder: Path) -> Iterator[LocalCluster]:
-    """A router and a worker as a user starts them, for tests that leave them as they were."""
-    with LocalCluster(str(checkpoint), worker_flags={"num_blocks": 256}) as cluster:
+    """A router and a worker for tests that leave them as they were."""
+    with LocalCluster(
+        str(checkpoint), worker_flags={"deterministic": True, "num_blocks": 256}
+    ) as cluster:
         yield cluster

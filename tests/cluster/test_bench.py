@@ -48,7 +48,7 @@ def test_ttft(checkpoint: Path) -> None:
         assert keys | {"bytes_moved"} <= set(row)
         assert row["aggregated_ms"] > 0
         assert row["disaggregated_ms"] > 0
-        assert (row["bytes_moved"] > 0) == (row["num_remote"] > row["n"] / 2)
+        assert (row["bytes_moved"] > 0) == (row["num_remote"] > 0)
 
 
 def test_interference(checkpoint: Path) -> None:

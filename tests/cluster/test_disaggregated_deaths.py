@@ -37,7 +37,7 @@ async def back(client: AsyncClient, process: Process) -> None:
 
 
 async def test_workers_die(asks: list[Ask], checkpoint: Path) -> None:
-    """Of both roles in turns; the one before is started again meanwhile."""
+    """One of either role, shortly after each other; both are started again, and then the others die."""
     deaths_s: dict[str, list[float]] = {"prefill": [], "decode": []}
     back_s: list[float] = []
     with (
@@ -54,16 +54,19 @@ async def test_workers_die(asks: list[Ask], checkpoint: Path) -> None:
             AsyncClient(cluster.address) as client,
             Load(client, asks).running() as load,
         ):
-            for number in range(2 * NUM_DEATHS):
-                role = ("prefill", "decode")[number % 2]
-                victim = next(each for each in cluster.workers if each.name.startswith(NAMES[role]))
-                await load.progress(num_deltas=20)
-                deaths_s[role].append(time.monotonic())
-                victim.popen.kill()
-                cluster.workers.remove(victim)
-                victim.popen.wait()
+            for _ in range(NUM_DEATHS):
+                fallen: list[Process] = []
+                for role, prefix in NAMES.items():
+                    await load.progress(num_deltas=20)
+                    victim = next(each for each in cluster.workers if each.name.startswith(prefix))
+                    deaths_s[role].append(time.monotonic())
+                    victim.popen.kill()
+                    victim.popen.wait()
+                    cluster.workers.remove(victim)
+                    fallen.append(cluster.add_worker(role=role, worker_id=victim.name))
                 started_s = time.monotonic()
-                await back(client, cluster.add_worker(role=role, worker_id=victim.name))
+                for process in fallen:
+                    await back(client, process)
                 back_s.append(time.monotonic() - started_s)
         await settled(cluster.address)
     for role, at_s in deaths_s.items():

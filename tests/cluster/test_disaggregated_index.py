@@ -16,35 +16,14 @@ from baton.types import BlockId, PoolId, WorkerInfo
 from baton.v1 import common_pb2, worker_pb2, worker_pb2_grpc
 from cluster.local import LocalCluster
 from cluster.process import free_port
-from router.config import RouterConfig
 from router.policy import PolicySettings
 from router.process import Router
 from tests.cluster.lives import NUM_BLOCKS, TINY_POOL, followed, live, make_kinds
+from tests.cluster.own_router import router_in_this_process
 from tests.cluster.watching import WITHIN_S, eventually, explained, num_registered, settled
 
 BLOCK_SIZE = TINY_POOL["block_size"]
 BLOCK_BYTES = 2 * 3 * 2 * 16 * 4 * BLOCK_SIZE  # K and V, layers, KV heads, head_dim, fp32
-
-
-@asynccontextmanager
-async def router_in_this_process(
-    checkpoint: Path, grpc_port: int, policy: PolicySettings
-) -> AsyncIterator[Router]:
-    """A whole router, whose index can be looked at."""
-    config = RouterConfig(
-        grpc_port=grpc_port,
-        http_port=free_port(),
-        models=(str(checkpoint),),
-        policy=policy,
-        drain_grace_s=1.0,
-    )
-    router = Router(config)
-    running = asyncio.create_task(router.run())
-    try:
-        yield router
-    finally:
-        router._stop.set()
-        await running
 
 
 @asynccontextmanager

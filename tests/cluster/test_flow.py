@@ -27,7 +27,7 @@ from baton.rpc.status import from_rpc_error
 from baton.types import PoolLoad
 from baton.v1 import common_pb2, inference_pb2, inference_pb2_grpc
 from cluster.local import LocalCluster
-from tests.cluster.watching import accounts, eventually, router_load, settled
+from tests.cluster.watching import WITHIN_S, accounts, eventually, router_load, settled
 
 MAX_IN_FLIGHT, MAX_WAITING = 2, 3
 LONG: dict[str, Any] = {"max_tokens": 3500, "ignore_eos": True}  # cancelled long before
@@ -101,11 +101,15 @@ async def test_a_grpc_client_that_does_not_read_is_cut(
         await eventually(lambda: accounts(narrow.address), nothing_held)
         assert not call.done()
         with pytest.raises(grpc.aio.AioRpcError) as cut:
-            while await call.read() is not grpc.aio.EOF:
-                pass
+            await read_all(call)
     error = from_rpc_error(cut.value)
     assert isinstance(error, Cancelled)
     assert "nothing was read for 0.5 s" in error.message
+
+
+async def read_all(call: Any) -> None:
+    while await call.read() is not grpc.aio.EOF:
+        pass
 
 
 async def test_an_http_client_that_does_not_read_is_cut(
@@ -128,6 +132,24 @@ async def test_an_http_client_that_does_not_read_is_cut(
         slow.settimeout(30)
         with slow.makefile("rb") as answer:
             assert not answer.read().endswith(b"\r\n0\r\n\r\n"), "the answer came to its end"
+
+
+async def test_http_clients_that_never_finish_asking(
+    narrow: LocalCluster, client: AsyncClient
+) -> None:
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: baton\r\nContent-Length: 1000\r\n"
+    for begun in (b"", head, head + b"\r\n", head + b'\r\n{"prompt": '):
+        reader, writer = await asyncio.open_connection("127.0.0.1", narrow.http_port)
+        writer.write(begun)
+        assert b" 200 OK" not in await asyncio.wait_for(read_to_end(reader), WITHIN_S)
+        writer.close()
+
+
+async def read_to_end(reader: asyncio.StreamReader) -> bytes:
+    try:
+        return await reader.read()
+    except ConnectionResetError:  # so it looks, too, when the other side hangs up
+        return b""
 
 
 # Overload and urgency

@@ -161,7 +161,7 @@ async def test_a_worker_that_drains(
     leaver = pair.workers[-1]
     address = members[leaver.name].info.address
     async with streaming(client, kinds) as tasks, channel(address) as link:
-        health = health_pb2_grpc.HealthStub(link)
+        health: Any = health_pb2_grpc.HealthStub(link)  # the types lack its methods
         question = health_pb2.HealthCheckRequest()
         serving, not_serving = (
             health_pb2.HealthCheckResponse.SERVING,

@@ -64,13 +64,22 @@ class TestTtft:
         assert row["decode_step_ms"] == pytest.approx(10)
         assert (row["n"], row["bytes_moved"], row["prefill_worker"]) == (3, 64, "prefill-0")
 
-    def test_a_long_prompt_that_stayed_local_fails_the_run(self) -> None:
+    def test_long_prompts_that_stayed_local_fail_the_run(self) -> None:
         local, remote = Sent(1.0, 0.01, (0.01,)), Sent(1.0, 0.01, (0.01,), "prefill-0", 64)
-        pairs = [ttft.Pair(local, remote), ttft.Pair(local, local)]
-        with pytest.raises(Internal, match="1 of 2 prompts of 512 tokens"):
+        pairs = [ttft.Pair(local, remote)] * 3 + [ttft.Pair(local, local)]
+        with pytest.raises(Internal, match="1 of 4 prompts of 512 tokens"):
             ttft.row(512, pairs)
         row = ttft.row(32, pairs)
-        assert (row["num_remote"], row["prefill_worker"]) == (1, "decode worker, prefill-0")
+        assert (row["num_remote"], row["prefill_worker"]) == (3, "decode worker, prefill-0")
+
+    def test_what_is_said_of_the_hand_off_is_of_those_that_had_one(self) -> None:
+        local = ttft.Pair(Sent(1.0, 0.01, (0.01,)), Sent(9.0, 0.01, (0.01,)))
+        remote = ttft.Pair(local.aggregated, Sent(2.0, 0.03, (0.01,), "prefill-0", 64, 0.002))
+        row = ttft.row(512, [remote] * 4 + [local])
+        assert (row["n"], row["num_remote"], row["bytes_moved"]) == (5, 4, 64)
+        assert row["exposed_ci95_ms"] == pytest.approx([20, 20])
+        only_local = ttft.row(32, [local] * 3)
+        assert (only_local["bytes_moved"], only_local["exposed_ms"]) == (0, 0)
 
     def test_short_prompts_are_sent_more_often(self) -> None:
         assert TtftSettings(prompts=(32, 512)).schedule() == [32, 32, 32, 512]
