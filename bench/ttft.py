@@ -36,7 +36,7 @@ _LEAST_ROUNDS = 5
 _TOKENS_PER_ROUND = 96  # of a short prompt, which is sent several times a round
 _PAUSE_S = 0.05  # for confirmations and heartbeats of the request before
 # Rates are learned from what ran: until then the router would compare guesses.
-_WARM_UP_TOKENS = (32, 512, 512, 32, 512, 512)
+_WARM_UP_TOKENS = (512, 512, 512, 32, 512, 32)
 _WARM_UP_PAUSE_S = 0.5
 
 

@@ -14,6 +14,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, repeat
 
 import grpc
 
@@ -26,6 +27,7 @@ from baton.v1 import decode_pb2, decode_pb2_grpc
 log = logging.getLogger(__name__)
 
 _PROBE_INTERVAL_S = 1.0
+_FIRST_PROBES_S, _NUM_FIRST_PROBES = 0.02, 5
 _RECONNECT_S = 0.2
 
 
@@ -188,10 +190,12 @@ class DecodeStream:
             yield await outgoing.get()
 
     async def _probe(self) -> None:
-        while True:
+        """The first answers come while the connection is being set up and bound the clocks badly: some
+        more follow at once."""
+        for pause_s in chain(repeat(_FIRST_PROBES_S, _NUM_FIRST_PROBES), repeat(_PROBE_INTERVAL_S)):
             probe = decode_pb2.ClockProbe(router_time_s=time.monotonic())
             self._send(decode_pb2.RouterMessage(clock_probe=probe))
-            await asyncio.sleep(_PROBE_INTERVAL_S)
+            await asyncio.sleep(pause_s)
 
     def _send(self, message: decode_pb2.RouterMessage) -> None:
         self._outgoing.put_nowait(message)

@@ -53,7 +53,9 @@ class KvEventLog:
         self._queues.append(queue)
 
     def unsubscribe(self, queue: Queue) -> None:
-        self._queues.remove(queue)
+        """Also of a queue whose subscription was given up before it was made."""
+        if queue in self._queues:
+            self._queues.remove(queue)
 
     def _send(self, queues: Iterable[Queue], events: KvEvents) -> None:
         for queue in queues:

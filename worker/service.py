@@ -67,8 +67,8 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
             raise NotFound(f"{pool} is not a pool of {self._host.pool_id}", field="pool")
         queue: Queue = asyncio.Queue()
         events = self._host.kv_events
-        await self._host.ask(lambda: events.subscribe(queue))
         try:
+            await self._host.ask(lambda: events.subscribe(queue))
             while True:
                 batch = await queue.get()
                 yield worker_pb2.KvEventBatch(

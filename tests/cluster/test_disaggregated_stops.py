@@ -125,6 +125,10 @@ async def stop_in_a_transfer(
     raise AssertionError(f"never in the middle of a transfer, {MOST_TRIES} times")
 
 
+def is_full(pool: PoolLoad) -> bool:
+    return pool.num_free_blocks + pool.num_cached_blocks < pool.num_total_blocks / 10
+
+
 async def go_on(stage: Stage) -> None:
     """SIGCONT; until every block is proved to be nobody's any more and the worker is one of us again."""
     stage.prefill_worker.popen.send_signal(signal.SIGCONT)
@@ -153,10 +157,10 @@ async def test_what_a_stopped_writer_writes_late_harms_nobody(
                 await asyncio.sleep(stopped_s + PAST_EVERY_TIMEOUT_S - time.monotonic())
             assert (await stage.pool()).num_quarantined_blocks == num_quarantined
 
-            # While these decode, in the blocks around, the writer wakes up.
-            others = [prompts.of(400) for _ in range(9)]
+            # These hold nearly all other blocks, and decode, when the writer wakes up.
+            others = [prompts.of(450) for _ in range(14)]
             reusing = asyncio.create_task(reuse(stage, others, num_new=120))
-            await eventually(stage.pool, lambda pool: pool.num_running_requests >= 5)
+            await eventually(stage.pool, is_full)
             await go_on(stage)
             answered += zip(others, await reusing, strict=True)
             print(f"{transport}: {num_quarantined} of {NUM_PROMPT_BLOCKS} blocks were quarantined")

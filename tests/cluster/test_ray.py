@@ -171,6 +171,7 @@ class Up:
         line = self.process.stdout.readline()
         assert line, f"it ended with {self.process.wait()}: {self.said()}"
         described: dict[str, Any] = json.loads(line)
+        assert "error" not in described, self.said()
         return described
 
     def said(self) -> str:
