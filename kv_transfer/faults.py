@@ -87,17 +87,17 @@ class _SpoilingSenders:
     def __init__(
         self, faults: Faults, pool: Pool, senders: Connects, make: Callable[[Pool], Connects]
     ) -> None:
-        layout = replace(pool.layout, num_blocks=1)
         self._faults = faults
         self._pool = pool
         self._senders = senders
-        self._spoiled = Pool(layout, torch.empty(layout.size_bytes, dtype=torch.uint8))
-        self._spoiling_senders = make(self._spoiled)
+        self._make = make
 
     def connect(self, offer: bytes) -> tuple[str, Link]:
+        layout, device = replace(self._pool.layout, num_blocks=1), self._pool.memory.device
+        spoiled = Pool(layout, torch.empty(layout.size_bytes, dtype=torch.uint8, device=device))
         transport, link = self._senders.connect(offer)
-        _, spoiling = self._spoiling_senders.connect(offer)
-        return transport, _SpoilingLink(self._faults, link, spoiling, self._pool, self._spoiled)
+        _, spoiling = self._make(spoiled).connect(offer)
+        return transport, _SpoilingLink(self._faults, link, spoiling, self._pool, spoiled)
 
 
 class _SpoilingLink:

@@ -51,7 +51,7 @@ def prompts() -> list[list[int]]:
 def crowd() -> list[list[int]]:
     """Many prompts of nearly a block: all fit the pool at first, and all need a second block at once."""
     rng = random.Random(2)
-    return [[rng.randrange(300) for _ in range(50)] for _ in range(30)]
+    return [[rng.randrange(300) for _ in range(50)] for _ in range(64)]
 
 
 def greedy(client: Client, prompt: Sequence[int], **options: Any) -> Generation:
