@@ -10,7 +10,9 @@ from dataclasses import dataclass
 
 _WEIGHT = 0.2  # of a new observation
 _MAX_FACTOR = 2.0  # by which one observation may differ from the estimate before it is clipped
-_MIN_TOKENS = 16  # smaller prefill chunks say more about overhead than about the rate
+# Smaller prefill chunks say little about long prompts: overhead slows them, short contexts speed them up.
+_MIN_TOKENS = 96
+_FIRST_CHUNK = 128  # harmless while nothing is known, and large enough to learn from
 
 
 @dataclass(slots=True)
@@ -36,11 +38,9 @@ class StepTimeModel:
     ) -> int:
         """Prefill tokens that fit in a step of `max_step_s` beside the decodes, within the bounds.
 
-        Before the first observation it is a quarter of `largest`: small enough to be harmless, large
-        enough to learn from.
         """
         if not self.prefill_tokens_per_s:
-            return max(smallest, largest // 4)
+            return max(smallest, min(largest, _FIRST_CHUNK))
         decode_s = self.decode_step_s if num_decode_tokens else 0.0
         budget = int((max_step_s - decode_s) * self.prefill_tokens_per_s)
         if budget > 64:

@@ -68,10 +68,11 @@ async def test_the_index_is_what_the_workers_have_cached(checkpoint: Path) -> No
             await live(client, kinds, num_requests=200)
             workers = {worker.info.worker_id: worker.info for worker in await client.workers()}
         for worker_id, info in workers.items():
-            assert events[worker_id].num_evicted > NUM_BLOCKS
+            assert events[worker_id].num_evicted > 0
             cached = await cached_by(info)
             assert cached
             assert index.blocks_of(PoolId(worker_id)) == cached == events[worker_id].published
+        assert sum(pool.num_evicted for pool in events.values()) > 2 * NUM_BLOCKS
         assert len(index) == len(set().union(*(pool.published for pool in events.values())))
 
         victim = cluster.workers[0]
