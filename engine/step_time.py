@@ -36,9 +36,7 @@ class StepTimeModel:
     def chunk_budget(
         self, max_step_s: float, num_decode_tokens: int, *, smallest: int, largest: int
     ) -> int:
-        """Prefill tokens that fit in a step of `max_step_s` beside the decodes, within the bounds.
-
-        """
+        """Prefill tokens that fit in a step of `max_step_s` beside the decodes, within the bounds."""
         if not self.prefill_tokens_per_s:
             return max(smallest, min(largest, _FIRST_CHUNK))
         decode_s = self.decode_step_s if num_decode_tokens else 0.0
