@@ -56,9 +56,7 @@ from decode_worker.messages import (
 )
 from decode_worker.scheduler import Scheduler, StepResult
 from engine.batch import StepOutput, StepPlan
-from engine.block_manager import BlockManager
 from engine.sample import Sample
-from engine.step_time import StepTimeModel
 
 
 @dataclass(slots=True, eq=False)
@@ -102,38 +100,15 @@ class DecodeRequests:
         self._orders: list[Order] = []
         self._draining = False
 
-    # The role's accounts, as its Host reads them
+    # As its Host sees it
 
     @property
     def name(self) -> Role:
         return Role.DECODE
 
     @property
-    def blocks(self) -> BlockManager:
-        return self.scheduler.blocks
-
-    @property
-    def step_time(self) -> StepTimeModel:
-        return self.scheduler.step_time
-
-    @property
     def num_requests(self) -> int:
         return len(self._requests)
-
-    @property
-    def num_running(self) -> int:
-        return self.scheduler.num_running
-
-    @property
-    def num_waiting(self) -> int:
-        return self.scheduler.num_waiting
-
-    @property
-    def num_waiting_tokens(self) -> int:
-        return self.scheduler.num_waiting_tokens
-
-    def check_integrity(self) -> None:
-        self.scheduler.check_integrity()
 
     def start_draining(self) -> None:
         """From now on every Start is refused."""
@@ -372,7 +347,7 @@ class DecodeRequests:
         request.transfer = request.remote = request.verified = None
 
     def _fenced(self, transfer: int) -> None:
-        self.blocks.lift(self._quarantined.pop(transfer, ()))
+        self.scheduler.blocks.lift(self._quarantined.pop(transfer, ()))
 
     def _refusal(self, event: Start, now_s: float) -> BatonError | None:
         if self._draining:

@@ -22,9 +22,7 @@ from itertools import count
 from baton.errors import BatonError, DeadlineExceeded, Draining, InvalidArgument, Unavailable
 from baton.types import PositionLogprobs, Role
 from engine.batch import StepOutput, StepPlan
-from engine.block_manager import BlockManager
 from engine.sample import Sample
-from engine.step_time import StepTimeModel
 from prefill_worker.messages import (
     Ask,
     BlockWrites,
@@ -77,38 +75,15 @@ class PrefillRequests:
         self._orders: list[Order] = []
         self._draining = False
 
-    # The role's accounts, as its Host reads them
+    # As its Host sees it
 
     @property
     def name(self) -> Role:
         return Role.PREFILL
 
     @property
-    def blocks(self) -> BlockManager:
-        return self.scheduler.blocks
-
-    @property
-    def step_time(self) -> StepTimeModel:
-        return self.scheduler.step_time
-
-    @property
     def num_requests(self) -> int:
         return len(self._requests)
-
-    @property
-    def num_running(self) -> int:
-        return self.scheduler.num_running
-
-    @property
-    def num_waiting(self) -> int:
-        return self.scheduler.num_waiting
-
-    @property
-    def num_waiting_tokens(self) -> int:
-        return self.scheduler.num_waiting_tokens
-
-    def check_integrity(self) -> None:
-        self.scheduler.check_integrity()
 
     def start_draining(self) -> None:
         """From now on every Ask is refused."""
@@ -167,7 +142,7 @@ class PrefillRequests:
             if request.started_s is None:
                 request.started_s = now_s
                 self._send_cached(request)
-            num_ready = piece.end // self.blocks.block_size
+            num_ready = piece.end // self.scheduler.blocks.block_size
             if piece.end == len(sample.token_ids):
                 num_ready = len(sample.block_table)  # the last block leaves partly filled
             if writes := self._take_writes(request, num_ready):
@@ -212,7 +187,7 @@ class PrefillRequests:
         self.scheduler.add(request.sample, drawing)
 
     def _refusal(self, ask: Ask) -> BatonError | None:
-        num_blocks = -(-len(ask.token_ids) // self.blocks.block_size)
+        num_blocks = -(-len(ask.token_ids) // self.scheduler.blocks.block_size)
         if self._draining:
             return Draining("the worker is leaving")
         if ask.key in self._requests:

@@ -47,25 +47,32 @@ Answer = TypeVar("Answer")
 _DRAIN_POLL_S = 0.05
 
 
-class HostedRole(Role[EventIn, CommandsOut], Protocol[EventIn, CommandsOut]):
-    """A role and its accounts; all read on the engine's thread."""
+class HostedScheduler(Protocol):
+    """The accounts of a role's scheduler."""
 
-    @property
-    def name(self) -> RoleName: ...
     @property
     def blocks(self) -> BlockManager: ...
     @property
     def step_time(self) -> StepTimeModel: ...
-    @property
-    def num_requests(self) -> int: ...
     @property
     def num_running(self) -> int: ...
     @property
     def num_waiting(self) -> int: ...
     @property
     def num_waiting_tokens(self) -> int: ...
-    def start_draining(self) -> None: ...
     def check_integrity(self) -> None: ...
+
+
+class HostedRole(Role[EventIn, CommandsOut], Protocol[EventIn, CommandsOut]):
+    """A role and its accounts; all read on the engine's thread."""
+
+    @property
+    def name(self) -> RoleName: ...
+    @property
+    def scheduler(self) -> HostedScheduler: ...
+    @property
+    def num_requests(self) -> int: ...
+    def start_draining(self) -> None: ...
 
 
 class Host(Generic[Event, Commands]):
@@ -87,7 +94,7 @@ class Host(Generic[Event, Commands]):
         self._deliver = deliver
         self._loop = asyncio.get_running_loop()
         self._steps = StepLoop(role, runner, self._after_step, self._failed)
-        self._events = KvEventLog(role.blocks, self._loop)
+        self._events = KvEventLog(role.scheduler.blocks, self._loop)
         self._worker_id = config.worker_id or f"{role.name.name.lower()}-{os.getpid()}"
         self._incarnation = time.time_ns() // 1_000_000
         self._load = self.load()
@@ -168,25 +175,26 @@ class Host(Generic[Event, Commands]):
 
     def load(self) -> PoolLoad:
         """The pool's load now. On the engine's thread."""
-        role, counts = self._role, self._role.blocks.counts()
+        scheduler = self._role.scheduler
+        counts = scheduler.blocks.counts()
         return PoolLoad(
             pool=self.pool_id,
             incarnation=self._incarnation,
-            num_running_requests=role.num_running,
-            num_waiting_requests=role.num_waiting,
-            num_waiting_tokens=role.num_waiting_tokens,
+            num_running_requests=scheduler.num_running,
+            num_waiting_requests=scheduler.num_waiting,
+            num_waiting_tokens=scheduler.num_waiting_tokens,
             num_total_blocks=counts.total,
             num_free_blocks=counts.free,
             num_held_blocks=counts.held,
             num_cached_blocks=counts.cached,
             num_quarantined_blocks=counts.quarantined,
-            prefill_tokens_per_s=role.step_time.prefill_tokens_per_s,
-            decode_step_s=role.step_time.decode_step_s,
+            prefill_tokens_per_s=scheduler.step_time.prefill_tokens_per_s,
+            decode_step_s=scheduler.step_time.decode_step_s,
         )
 
     def check_integrity(self) -> None:
         """Raises IntegrityError unless every block is accounted for. On the engine's thread."""
-        self._role.check_integrity()
+        self._role.scheduler.check_integrity()
 
     @property
     def kv_events(self) -> KvEventLog:

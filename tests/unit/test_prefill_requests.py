@@ -108,7 +108,7 @@ class World:
                 self.write(key, writes)
             self.role.update(plan, output, self.now_s)
             self.obey()
-        self.role.check_integrity()
+        self.role.scheduler.check_integrity()
         return plan is not None
 
     def run(self) -> None:
@@ -135,7 +135,7 @@ class World:
                     self.done[key] = word
                 else:
                     self.last[key] = word
-        self.role.check_integrity()
+        self.role.scheduler.check_integrity()
 
     def write(self, key: Key, writes: BlockWrites) -> None:
         assert set(writes.destinations) <= set(self.links[key].destination_blocks)
@@ -195,10 +195,10 @@ class World:
         return word.error
 
     def assert_nothing_held(self) -> None:
-        self.role.check_integrity()
+        self.role.scheduler.check_integrity()
         assert self.blocks.counts().held == 0
         assert self.role.num_requests == 0
-        assert not self.runner.samples or not self.role.num_running
+        assert not self.runner.samples or not self.role.scheduler.num_running
 
 
 def test_blocks_leave_as_they_are_computed_and_stay_until_they_are_confirmed() -> None:
