@@ -1,7 +1,13 @@
 """Which bytes of one pool go where in another. Pure arithmetic: no tensor, no transport, no request.
 
-A rank's pool is flat memory with the shape [num_layers, num_blocks, 2 (k, v), rank_kv_heads, block_size,
-head_dim]. One layer of one block is one contiguous range, a *piece*, the unit of transfer.
+A rank's pool is flat memory with the shape [num_layers, num_blocks, parts (k, v), rank_kv_heads] of *strips*,
+a strip being one head's [block_size, head_dim] values, in int8 and fp8 with their scale before them:
+
+    fp32, fp16, bf16    values
+    int8, fp8           scale (fp32, and 4 bytes of zeros), values
+
+One layer of one block is one contiguous range, a *piece*, the unit of transfer. A scale lies in its head's
+strip, not beside the other scales: a run of heads with their scales is one range, as it is without scales.
 
 Ranks split the KV heads: with TP up to the number of heads every rank holds a run of them, beyond it a head
 is held by several neighbouring ranks. A plan between two pools names, for every pair of ranks, the *slices*
@@ -10,6 +16,9 @@ that go from a piece of the one to a piece of the other:
     4 heads, TP 2 -> TP 4           piece of prefill rank 0   k: h0 h1    v: h0 h1
                                     piece of decode rank 0    k: h0       v: h0         two slices
                                     piece of decode rank 1    k: h1       v: h1         two slices
+
+The cache of multi-head latent attention is one head of one part, which every rank holds: [block_size,
+latent_dim + rope_dim]. It goes whole to every decode rank, from one prefill rank.
 
 Every byte of every decode rank's piece is in exactly one slice of exactly one prefill rank.
 """
@@ -21,14 +30,21 @@ from dataclasses import dataclass
 
 from baton.errors import ConfigError, IncompatiblePeer
 
-DTYPE_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
+DTYPE_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1, "fp8": 1}
+SCALE_BYTES = {"int8": 8, "fp8": 8}  # of a strip; a whole word, so that values keep to words too
 _WORD_BYTES = 8  # checksums count in words (kv_transfer.checksum)
-_MUST_AGREE = ("num_layers", "num_kv_heads", "block_size", "head_dim", "dtype")
+_POSITIVE = ("num_layers", "num_blocks", "num_kv_heads", "block_size", "head_dim", "tp_size")
+_MUST_AGREE = ("latent_dim", "num_layers", "num_kv_heads", "block_size", "head_dim", "dtype")
 
 
 @dataclass(frozen=True, slots=True)
 class PoolLayout:
-    """One rank's pool. `num_kv_heads` are the model's, of which `tp_size` ranks share the holding."""
+    """One rank's pool. `num_kv_heads` are the model's, of which `tp_size` ranks share the holding.
+
+    `latent_dim` 0: every head has k and v. Else the model keeps of each token one latent vector and, behind
+    it, the `head_dim - latent_dim` rotated dimensions of its key (multi-head latent attention, DeepSeek-V2,
+    arXiv:2405.04434, section 2.1), and `num_kv_heads` is 1.
+    """
 
     num_layers: int
     num_blocks: int
@@ -38,16 +54,10 @@ class PoolLayout:
     dtype: str
     tp_rank: int = 0
     tp_size: int = 1
+    latent_dim: int = 0
 
     def __post_init__(self) -> None:
-        for name in (
-            "num_layers",
-            "num_blocks",
-            "num_kv_heads",
-            "block_size",
-            "head_dim",
-            "tp_size",
-        ):
+        for name in _POSITIVE:
             if getattr(self, name) < 1:
                 raise ConfigError(f"must be at least 1, is {getattr(self, name)}", field=name)
         if self.dtype not in DTYPE_BYTES:
@@ -60,6 +70,14 @@ class PoolLayout:
             raise ConfigError(
                 f"{self.tp_size} ranks cannot share {self.num_kv_heads} KV heads evenly",
                 field="tp_size",
+            )
+        if self.latent_dim and self.num_kv_heads > 1:
+            raise ConfigError(
+                f"is {self.num_kv_heads}: a latent cache has one head", field="num_kv_heads"
+            )
+        if not 0 <= self.latent_dim <= self.head_dim:
+            raise ConfigError(
+                f"is {self.latent_dim} of {self.head_dim} dimensions", field="latent_dim"
             )
         if self.head_bytes % _WORD_BYTES:
             raise ConfigError(
@@ -78,14 +96,20 @@ class PoolLayout:
         return range(head, head + 1)
 
     @property
+    def num_parts(self) -> int:
+        """2, k and v, or 1, the latent."""
+        return 1 if self.latent_dim else 2
+
+    @property
     def head_bytes(self) -> int:
-        """k or v of one head in one piece."""
-        return self.block_size * self.head_dim * DTYPE_BYTES[self.dtype]
+        """One strip: a part of one head in one piece, with its scale where it has one."""
+        values = self.block_size * self.head_dim * DTYPE_BYTES[self.dtype]
+        return SCALE_BYTES.get(self.dtype, 0) + values
 
     @property
     def piece_bytes(self) -> int:
         """One layer of one block."""
-        return 2 * len(self.heads) * self.head_bytes
+        return self.num_parts * len(self.heads) * self.head_bytes
 
     @property
     def piece_words(self) -> int:
@@ -135,7 +159,7 @@ def plan(source: PoolLayout, destination: PoolLayout) -> tuple[Slice, ...]:
                 * source.head_bytes,
                 size_bytes,
             )
-            for part in range(2)  # k, v
+            for part in range(source.num_parts)
         )
     )
 
