@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from baton import errors
+from baton.prefill_cost import PrefillCost
 from baton.types import (
     Fingerprint,
     FinishReason,
@@ -244,6 +245,7 @@ def pool_load_to_proto(load: PoolLoad) -> common_pb2.PoolLoad:
         num_quarantined_blocks=load.num_quarantined_blocks,
         prefill_tokens_per_s=load.prefill_tokens_per_s,
         decode_step_s=load.decode_step_s,
+        prefill_cost=_prefill_cost_to_proto(load.prefill_cost) if load.prefill_cost else None,
     )
 
 
@@ -261,7 +263,24 @@ def pool_load_from_proto(message: common_pb2.PoolLoad) -> PoolLoad:
         num_quarantined_blocks=message.num_quarantined_blocks,
         prefill_tokens_per_s=message.prefill_tokens_per_s,
         decode_step_s=message.decode_step_s,
+        prefill_cost=_prefill_cost_from_proto(message.prefill_cost)
+        if message.HasField("prefill_cost")
+        else None,
     )
+
+
+def _prefill_cost_to_proto(cost: PrefillCost) -> common_pb2.PrefillCost:
+    return common_pb2.PrefillCost(
+        quadratic_s=cost.quadratic_s,
+        linear_s=cost.linear_s,
+        fixed_s=cost.fixed_s,
+        step_tokens=cost.step_tokens,
+    )
+
+
+def _prefill_cost_from_proto(message: common_pb2.PrefillCost) -> PrefillCost:
+    step_tokens = max(1, message.step_tokens)
+    return PrefillCost(message.quadratic_s, message.linear_s, message.fixed_s, step_tokens)
 
 
 def fingerprint_to_proto(fingerprint: Fingerprint) -> common_pb2.Fingerprint:

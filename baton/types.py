@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import NewType
 
+from baton.prefill_cost import PrefillCost
+
 BlockId = NewType("BlockId", bytes)  # 16 bytes, see baton.block_id
 
 
@@ -131,6 +133,7 @@ class PoolLoad:
     num_quarantined_blocks: int
     prefill_tokens_per_s: float = 0.0
     decode_step_s: float = 0.0
+    prefill_cost: PrefillCost | None = None  # None before the first prefill
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +147,8 @@ class PrefillChoice:
 
 @dataclass(frozen=True, slots=True)
 class HandOffReport:
-    """What one hand-off cost. Times in seconds; `transfer_exposed_s` is what followed the prefill.
+    """What one hand-off cost. Times in seconds: for `transfer_s` the link was busy with it, and
+    `transfer_exposed_s` is what the request waited after its prefill; the rest was hidden behind it.
     `num_resent_blocks` arrived wrong and were sent again."""
 
     prefill_worker: str

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 @click.option("--cores", help="CPU cores to use, as 0,1 (default: all).")
 @click.option("--transport", "transports", multiple=True, help="shm or torch_dist; repeatable.")
 @click.option("--router", "routers", multiple=True, help="host:port of a router; repeatable.")
+@click.option("--state", help="redis://host:port/db that all routers read, instead of --router.")
 @click.option("--log-level", default="info", show_default=True)
 def worker(role: str, config: Path | None, log_level: str, **flags: Any) -> None:
     """Run a worker and register it with its routers."""
@@ -100,7 +101,7 @@ _ENGINE = (
     "max_model_len",
     "num_threads",
 )
-_HOST = ("model_name", "worker_id", "host", "port", "routers", "cores", "transports")
+_HOST = ("model_name", "worker_id", "host", "port", "routers", "state", "cores", "transports")
 
 
 def _nested(flags: dict[str, Any]) -> dict[str, object]:

@@ -10,15 +10,17 @@ from engine.config import EngineConfig
 
 @dataclass(frozen=True, slots=True)
 class HostConfig:
-    """`routers`: addresses of every router's gRPC port. `worker_id` and `model_name` may be empty: then
-    they are made from the process and from the checkpoint's folder. `cores`: the CPU cores this worker
-    may use; empty means all. `transports`: of the hand-off, those that a decode worker offers."""
+    """`routers`: addresses of every router's gRPC port; not needed where `state` names a Redis that all
+    routers read. `worker_id` and `model_name` may be empty: then they are made from the process and from
+    the checkpoint's folder. `cores`: the CPU cores this worker may use; empty means all. `transports`: of
+    the hand-off, those that a decode worker offers."""
 
     worker_id: str = ""
     model_name: str = ""
     host: str = "127.0.0.1"
     port: int = 0
     routers: tuple[str, ...] = ("127.0.0.1:50051",)
+    state: str = "embedded"
     cores: tuple[int, ...] = ()
     transports: tuple[str, ...] = ("shm", "torch_dist")
     drain_grace_s: float = 30.0

@@ -24,12 +24,14 @@ from baton.errors import Draining
 from baton.rpc.server import Server, ServerOptions
 from baton.state.base import Report
 from baton.state.registration import Registration
+from baton.state.registries import registries
 from baton.types import Fingerprint, PoolId, PoolLoad, WorkerInfo
 from baton.types import Role as RoleName
 from baton.v1 import worker_pb2_grpc
 from engine.block_manager import BlockManager
 from engine.model_runner import ModelRunner
 from engine.step_time import StepTimeModel
+from engine.warm_up import warm_up
 from worker import watchdog
 from worker.config import HostConfig
 from worker.kv_events import KvEventLog
@@ -115,8 +117,11 @@ class Host(Generic[Event, Commands]):
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._loop.add_signal_handler(number, self.drain, self.config.drain_grace_s)
         self._steps.start()
+        await self.ask(self._warm_up)
         await self.server.set_serving(True)
-        registration = Registration(self.config.routers, self._report, self.config.times)
+        config = self.config
+        known = registries(config.routers, config.state, config.times)
+        registration = Registration(known, self._report, config.times)
         registration.start()
         log.info("%s serves on %s", self._worker_id, self.server.address)
         dog = asyncio.create_task(
@@ -196,6 +201,10 @@ class Host(Generic[Event, Commands]):
         """Raises IntegrityError unless every block is accounted for. On the engine's thread."""
         self._role.scheduler.check_integrity()
 
+    def is_hung(self) -> bool:
+        """Whether a step takes longer than any ever should. Any thread."""
+        return watchdog.is_hung(self._steps, self.config.times)
+
     @property
     def kv_events(self) -> KvEventLog:
         return self._events
@@ -237,6 +246,10 @@ class Host(Generic[Event, Commands]):
             self._ended.set_exception(error)
 
     # On the engine's thread
+
+    def _warm_up(self) -> None:
+        warm_up(self._model, self._role.scheduler.step_time)
+        self._load = self.load()
 
     def _after_step(self, commands: Commands) -> None:
         self._events.publish()

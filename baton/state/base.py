@@ -1,4 +1,5 @@
-"""Cluster state: who is alive, with which role, address, capacity, fingerprint and load.
+"""Cluster state: who is alive, with which role, address, capacity, fingerprint and load; and what the
+routers of a cluster tell each other.
 
 The seam between a router and the store behind it. A store knows no requests and no KV events. Reads
 are of the last known state and never wait, so that routing goes on while a store is gone.
@@ -6,11 +7,11 @@ are of the last known state and never wait, so that routing goes on while a stor
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
-from baton.types import PoolLoad, WorkerInfo
+from baton.types import PoolId, PoolLoad, WorkerInfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,30 @@ class Left:
 Change: TypeAlias = Joined | Updated | Left
 
 
+@dataclass(frozen=True, slots=True)
+class InFlight:
+    """What a router has sent to a pool and not seen the end of. `num_queued_tokens`: those of its prompt
+    tokens that are not computed yet."""
+
+    num_requests: int = 0
+    num_queued_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RouterReport:
+    """What a router tells the other ones. `in_flight`: only pools that have something. `spent_tokens`: of
+    tenants with a quota, all tokens since this router started."""
+
+    router_id: str
+    in_flight: Mapping[PoolId, InFlight]
+    spent_tokens: Mapping[str, float]
+
+
 class ClusterState(Protocol):
+    async def run(self) -> None:
+        """Keeps the state until cancelled."""
+        ...
+
     async def report(self, report: Report) -> float:
         """Registers a worker or renews its lease; for how many seconds. A higher incarnation
         replaces the one that is known; a lower one is refused with `InvalidArgument`."""
@@ -71,4 +95,9 @@ class ClusterState(Protocol):
 
     def watch(self) -> AsyncIterator[Change]:
         """Everyone alive as `Joined`, then every change in order, for as long as it is iterated."""
+        ...
+
+    async def exchange(self, own: RouterReport) -> Sequence[RouterReport]:
+        """Tells the other routers and returns what they told last: nothing where a store serves one
+        router only. Never raises: while the store is gone, what is known fades within seconds."""
         ...

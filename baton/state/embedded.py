@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from weakref import WeakSet
 
 from baton.config import Times
-from baton.state.base import Change, Joined, Member, Report
+from baton.state.base import Change, Joined, Member, Report, RouterReport
 from baton.state.leases import LeaseTable
 
 _STALL_S = 1.0  # a timer this late says that the process stood still, not that its workers died
@@ -26,6 +26,10 @@ class EmbeddedState:
         self._timer: asyncio.TimerHandle | None = None
         # Weak: a watch that nobody iterates any more is forgotten with its iterator.
         self._queues: WeakSet[asyncio.Queue[Change]] = WeakSet()
+
+    async def run(self) -> None:
+        """Nothing is kept but what reports arm."""
+        await asyncio.Event().wait()
 
     async def report(self, report: Report) -> float:
         self._publish(self._table.report(report, self._clock()))
@@ -44,6 +48,13 @@ class EmbeddedState:
             queue.put_nowait(Joined(member))
         self._queues.add(queue)
         return _drain(queue)
+
+    async def exchange(self, own: RouterReport) -> Sequence[RouterReport]:
+        return ()
+
+    def extend(self, by_s: float) -> None:
+        """Gives every lease more time, where reports cannot arrive."""
+        self._table.extend(by_s)
 
     def _publish(self, changes: Iterable[Change]) -> None:
         for change in changes:

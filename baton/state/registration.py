@@ -1,7 +1,7 @@
-"""A worker's side of the Registry: tells every router, every second, that and how it lives.
+"""A worker's side of the cluster state: tells every registry, every second, that and how it lives.
 
 It runs on a thread and an event loop of its own, so that nothing the worker computes can starve it.
-It knows no engine: what to report comes from a callback.
+It knows no engine, what to report comes from a callback; and no wire, a `Registry` speaks that.
 """
 
 from __future__ import annotations
@@ -11,39 +11,68 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Self
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import Protocol, Self
 
-import grpc
-
-from baton import convert
 from baton.config import Times
-from baton.rpc.channel import channel
-from baton.rpc.status import from_rpc_error
+from baton.errors import BatonError
 from baton.state.base import Report
-from baton.types import WorkerInfo
-from baton.v1 import worker_pb2, worker_pb2_grpc
 
 logger = logging.getLogger(__name__)
 
 _MIN_BACKOFF_S, _MAX_BACKOFF_S = 0.1, 1.0
-_STOP_S = 2.0  # how long leaving may take before routers are left to their leases
+_STOP_S = 2.0  # how long leaving may take before registries are left to their leases
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """A lease, for `lease_s` from now. `others`: registries where the worker is to register as well; the
+    next grant of the same registry says so anew."""
+
+    lease_s: float
+    others: Sequence[Registry] = ()
+
+
+class Registry(Protocol):
+    """Where a worker registers: a router, or a store that routers read."""
+
+    @property
+    def name(self) -> str:
+        """For logs, and to tell registries apart."""
+        ...
+
+    def register(self, reports: AsyncIterator[Report]) -> AsyncGrants:
+        """Passes reports on as they come, and yields what each was granted. The last report drains: after
+        it the worker has left. Raises a BatonError where the registry is lost or refuses."""
+        ...
+
+
+class AsyncGrants(Protocol):
+    def __aiter__(self) -> AsyncIterator[Grant]: ...
+    async def aclose(self) -> None: ...
 
 
 class Registration:
-    """Keeps a worker registered at every one of `routers`, from `start` to `stop`.
+    """Keeps a worker registered at every one of `registries`, from `start` to `stop`.
 
     `report` is called on this thread, so it must be quick and safe there. Where it raises, that is
     logged and nothing is sent: a worker that cannot say how it is does not count as alive for long.
     """
 
     def __init__(
-        self, routers: Sequence[str], report: Callable[[], Report], times: Times | None = None
+        self,
+        registries: Iterable[Registry],
+        report: Callable[[], Report],
+        times: Times | None = None,
     ) -> None:
-        self._routers = tuple(routers)
+        self._configured = {registry.name: registry for registry in registries}
         self._report = report
         self._times = times or Times()
-        self._granted: dict[str, float] = {}  # router's address -> end of the lease it gave
+        self._granted: dict[str, float] = {}  # registry's name -> end of the lease it gave
+        self._others: dict[str, Sequence[Registry]] = {}  # that a registry named last
+        self._keepers: dict[str, asyncio.Task[None]] = {}
         self._changed = threading.Condition()
         self._stopping = asyncio.Event()
         self._running: tuple[threading.Thread, asyncio.AbstractEventLoop] | None = None
@@ -55,8 +84,7 @@ class Registration:
         thread.start()
 
     def stop(self) -> None:
-        """Leaves every router and ends the thread. A router that does not answer keeps its
-        lease."""
+        """Leaves every registry and ends the thread. One that does not answer keeps its lease."""
         if self._running is not None:
             thread, loop = self._running
             with contextlib.suppress(RuntimeError):  # the loop is closed: it has ended already
@@ -64,13 +92,13 @@ class Registration:
             thread.join()
 
     def registered(self) -> frozenset[str]:
-        """Addresses of the routers whose lease this worker holds."""
+        """Names of the registries whose lease this worker holds."""
         with self._changed:
             now_s = time.monotonic()
-            return frozenset(router for router, end_s in self._granted.items() if end_s > now_s)
+            return frozenset(name for name, end_s in self._granted.items() if end_s > now_s)
 
     def wait_registered(self, timeout_s: float) -> bool:
-        """Whether, within the timeout, any router has given a lease."""
+        """Whether, within the timeout, any registry has given a lease."""
         with self._changed:
             return self._changed.wait_for(lambda: bool(self.registered()), timeout_s)
 
@@ -86,46 +114,61 @@ class Registration:
             runner.run(self._keep_all())
 
     async def _keep_all(self) -> None:
-        async with asyncio.TaskGroup() as group:
-            keepers = [group.create_task(self._keep(router)) for router in self._routers]
-            await self._stopping.wait()
-            if keepers:
-                await asyncio.wait(keepers, timeout=_STOP_S)
-            for keeper in keepers:
-                keeper.cancel()
+        self._keep_wanted()
+        await self._stopping.wait()
+        keepers = list(self._keepers.values())
+        if keepers:
+            await asyncio.wait(keepers, timeout=_STOP_S)
+        for keeper in keepers:
+            keeper.cancel()
+        await asyncio.gather(*keepers, return_exceptions=True)
 
-    async def _keep(self, router: str) -> None:
-        """One router: call after call until this worker stops."""
+    def _keep_wanted(self) -> None:
+        """Registers with whoever is wanted now, and no more with whom no registry names any longer."""
+        named = {each.name: each for others in self._others.values() for each in others}
+        wanted = {**named, **self._configured}
+        for name in self._keepers.keys() - wanted.keys():
+            self._keepers.pop(name).cancel()
+            self._others.pop(name, None)
+            self._forget(name)
+        for name in wanted.keys() - self._keepers.keys():
+            self._keepers[name] = asyncio.create_task(self._keep(wanted[name]), name=name)
+
+    async def _keep(self, registry: Registry) -> None:
+        """One registry: call after call until this worker stops."""
         backoff_s = _MIN_BACKOFF_S
         while not self._stopping.is_set():
             try:
-                await self._register(router)
+                await self._register(registry)
                 lost = "it ended the call"
-            except grpc.aio.AioRpcError as error:
-                lost = str(from_rpc_error(error))
+            except BatonError as error:
+                lost = str(error)
             except TimeoutError:
                 lost = "no answer for the time of a lease"
-            if self._forget(router):
-                logger.warning("registration at %s: %s", router, lost)
+            if self._forget(registry.name):
+                logger.warning("registration at %s: %s", registry.name, lost)
                 backoff_s = _MIN_BACKOFF_S
             await self._pause(backoff_s)
             backoff_s = min(_MAX_BACKOFF_S, 2 * backoff_s)
 
-    async def _register(self, router: str) -> None:
+    async def _register(self, registry: Registry) -> None:
         """One call, until it ends: with an error, by silence (TimeoutError), or because we
         leave."""
         loop = asyncio.get_running_loop()
-        lease_s = self._times.worker_lease_s
-        async with channel(router) as link, asyncio.timeout(lease_s) as limit:
-            async for grant in worker_pb2_grpc.RegistryStub(link).Register(self._messages()):
+        async with (
+            asyncio.timeout(self._times.worker_lease_s) as limit,
+            aclosing(registry.register(self._reports())) as grants,
+        ):
+            async for grant in grants:
                 limit.reschedule(loop.time() + grant.lease_s)
                 with self._changed:
-                    self._granted[router] = time.monotonic() + grant.lease_s
+                    self._granted[registry.name] = time.monotonic() + grant.lease_s
                     self._changed.notify_all()
+                self._others[registry.name] = grant.others
+                self._keep_wanted()
 
-    async def _messages(self) -> AsyncIterator[worker_pb2.WorkerReport]:
-        """A report per interval; the last one says that this worker leaves, then the call ends."""
-        info: WorkerInfo | None = None  # that the router knows
+    async def _reports(self) -> AsyncIterator[Report]:
+        """One per interval; the last one says that this worker leaves."""
         leaving = False
         while not leaving:
             leaving = self._stopping.is_set()
@@ -134,22 +177,14 @@ class Registration:
             except Exception:
                 logger.exception("this worker cannot say how it is, so it does not report")
             else:
-                message = worker_pb2.WorkerReport(
-                    loads=[convert.pool_load_to_proto(load) for load in report.loads],
-                    draining=report.draining or leaving,
-                    worker_time_s=time.monotonic(),
-                )
-                if report.info != info:
-                    message.info.CopyFrom(convert.worker_info_to_proto(report.info))
-                    info = report.info
-                yield message
+                yield replace(report, draining=report.draining or leaving)
             if not leaving:
                 await self._pause(self._times.report_interval_s)
 
-    def _forget(self, router: str) -> bool:
-        """Whether the router had given a lease, which now counts no more, and we did not leave."""
+    def _forget(self, name: str) -> bool:
+        """Whether the registry had given a lease, which now counts no more, and we did not leave."""
         with self._changed:
-            known = self._granted.pop(router, None) is not None
+            known = self._granted.pop(name, None) is not None
         return known and not self._stopping.is_set()
 
     async def _pause(self, seconds: float) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import grpc
@@ -18,9 +18,11 @@ class RegistryServicer(worker_pb2_grpc.RegistryServicer):
     """A worker leaves by ending its call while it drains. A call that merely ends may be a cut wire
     (gRPC shows a handler both as the end of the stream), so then its lease runs out instead."""
 
-    def __init__(self, state: ClusterState, router_id: str) -> None:
+    def __init__(self, state: ClusterState, router_id: str, routers: Sequence[str] = ()) -> None:
+        """`routers`: addresses at which a worker is to register as well."""
         self._state = state
         self._router_id = router_id
+        self._routers = routers
 
     async def Register(
         self,
@@ -40,6 +42,7 @@ class RegistryServicer(worker_pb2_grpc.RegistryServicer):
                 lease_s=await self._state.report(Report(info, loads, draining)),
                 router_id=self._router_id,
                 echo_worker_time_s=message.worker_time_s,
+                routers=self._routers,
             )
         if info is not None and draining:
             await self._state.leave(info.worker_id, info.incarnation, "drained")

@@ -347,7 +347,7 @@ class Timeline(_message.Message):
     predicted_remote_ttft_s: _builtins.float
     transfer_bytes: _builtins.int
     transfer_s: _builtins.float
-    """first byte sent to last byte verified"""
+    """for how long bytes were moving"""
     transfer_exposed_s: _builtins.float
     """the part after the end of prefill: what the user waits for"""
     num_prefill_cached_tokens: _builtins.int
@@ -503,6 +503,7 @@ class PoolLoad(_message.Message):
     NUM_QUARANTINED_BLOCKS_FIELD_NUMBER: _builtins.int
     PREFILL_TOKENS_PER_S_FIELD_NUMBER: _builtins.int
     DECODE_STEP_S_FIELD_NUMBER: _builtins.int
+    PREFILL_COST_FIELD_NUMBER: _builtins.int
     incarnation: _builtins.int
     num_running_requests: _builtins.int
     num_waiting_requests: _builtins.int
@@ -520,6 +521,10 @@ class PoolLoad(_message.Message):
     """measured; 0 before the first step"""
     @_builtins.property
     def pool(self) -> Global___Pool: ...
+    @_builtins.property
+    def prefill_cost(self) -> Global___PrefillCost:
+        """measured; unset before the first prefill"""
+
     def __init__(
         self,
         *,
@@ -535,14 +540,45 @@ class PoolLoad(_message.Message):
         num_quarantined_blocks: _builtins.int = ...,
         prefill_tokens_per_s: _builtins.float = ...,
         decode_step_s: _builtins.float = ...,
+        prefill_cost: Global___PrefillCost | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["pool", b"pool"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["pool", b"pool", "prefill_cost", b"prefill_cost"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_step_s", b"decode_step_s", "incarnation", b"incarnation", "num_cached_blocks", b"num_cached_blocks", "num_free_blocks", b"num_free_blocks", "num_held_blocks", b"num_held_blocks", "num_quarantined_blocks", b"num_quarantined_blocks", "num_running_requests", b"num_running_requests", "num_total_blocks", b"num_total_blocks", "num_waiting_requests", b"num_waiting_requests", "num_waiting_tokens", b"num_waiting_tokens", "pool", b"pool", "prefill_tokens_per_s", b"prefill_tokens_per_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_step_s", b"decode_step_s", "incarnation", b"incarnation", "num_cached_blocks", b"num_cached_blocks", "num_free_blocks", b"num_free_blocks", "num_held_blocks", b"num_held_blocks", "num_quarantined_blocks", b"num_quarantined_blocks", "num_running_requests", b"num_running_requests", "num_total_blocks", b"num_total_blocks", "num_waiting_requests", b"num_waiting_requests", "num_waiting_tokens", b"num_waiting_tokens", "pool", b"pool", "prefill_cost", b"prefill_cost", "prefill_tokens_per_s", b"prefill_tokens_per_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PoolLoad: _TypeAlias = PoolLoad  # noqa: Y015
+
+@_typing.final
+class PrefillCost(_message.Message):
+    """A prefill step of n tokens takes quadratic_s n^2 + linear_s n + fixed_s; no step has more than step_tokens."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    QUADRATIC_S_FIELD_NUMBER: _builtins.int
+    LINEAR_S_FIELD_NUMBER: _builtins.int
+    FIXED_S_FIELD_NUMBER: _builtins.int
+    STEP_TOKENS_FIELD_NUMBER: _builtins.int
+    quadratic_s: _builtins.float
+    linear_s: _builtins.float
+    fixed_s: _builtins.float
+    step_tokens: _builtins.int
+    def __init__(
+        self,
+        *,
+        quadratic_s: _builtins.float = ...,
+        linear_s: _builtins.float = ...,
+        fixed_s: _builtins.float = ...,
+        step_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fixed_s", b"fixed_s", "linear_s", b"linear_s", "quadratic_s", b"quadratic_s", "step_tokens", b"step_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PrefillCost: _TypeAlias = PrefillCost  # noqa: Y015
 
 @_typing.final
 class WorkerInfo(_message.Message):

@@ -39,6 +39,11 @@ class InferenceStub:
                 request_serializer=baton_dot_v1_dot_inference__pb2.GenerateRequest.SerializeToString,
                 response_deserializer=baton_dot_v1_dot_inference__pb2.GenerateResponse.FromString,
                 _registered_method=True)
+        self.Session = channel.stream_stream(
+                '/baton.v1.Inference/Session',
+                request_serializer=baton_dot_v1_dot_inference__pb2.SessionRequest.SerializeToString,
+                response_deserializer=baton_dot_v1_dot_inference__pb2.SessionResponse.FromString,
+                _registered_method=True)
         self.Tokenize = channel.unary_unary(
                 '/baton.v1.Inference/Tokenize',
                 request_serializer=baton_dot_v1_dot_inference__pb2.TokenizeRequest.SerializeToString,
@@ -61,6 +66,13 @@ class InferenceServicer:
 
     def Generate(self, request, context):
         """Streams the samples of one prompt as they are decoded; the last message carries usage and timeline.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Session(self, request_iterator, context):
+        """The same for any number of requests on one stream, which costs a fraction per token.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -91,6 +103,11 @@ def add_InferenceServicer_to_server(servicer, server):
                     servicer.Generate,
                     request_deserializer=baton_dot_v1_dot_inference__pb2.GenerateRequest.FromString,
                     response_serializer=baton_dot_v1_dot_inference__pb2.GenerateResponse.SerializeToString,
+            ),
+            'Session': grpc.stream_stream_rpc_method_handler(
+                    servicer.Session,
+                    request_deserializer=baton_dot_v1_dot_inference__pb2.SessionRequest.FromString,
+                    response_serializer=baton_dot_v1_dot_inference__pb2.SessionResponse.SerializeToString,
             ),
             'Tokenize': grpc.unary_unary_rpc_method_handler(
                     servicer.Tokenize,
@@ -135,6 +152,33 @@ class Inference:
             '/baton.v1.Inference/Generate',
             baton_dot_v1_dot_inference__pb2.GenerateRequest.SerializeToString,
             baton_dot_v1_dot_inference__pb2.GenerateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Session(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/baton.v1.Inference/Session',
+            baton_dot_v1_dot_inference__pb2.SessionRequest.SerializeToString,
+            baton_dot_v1_dot_inference__pb2.SessionResponse.FromString,
             options,
             channel_credentials,
             insecure,

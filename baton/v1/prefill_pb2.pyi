@@ -252,6 +252,7 @@ class PrefillEvent(_message.Message):
     FAILED_FIELD_NUMBER: _builtins.int
     BLOCKS_SENT_FIELD_NUMBER: _builtins.int
     WELCOME_FIELD_NUMBER: _builtins.int
+    ALIVE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def first_tokens(self) -> Global___FirstTokens: ...
     @_builtins.property
@@ -264,6 +265,12 @@ class PrefillEvent(_message.Message):
     def blocks_sent(self) -> Global___BlocksSent: ...
     @_builtins.property
     def welcome(self) -> Global___PrefillWelcome: ...
+    @_builtins.property
+    def alive(self) -> Global___PrefillAlive:
+        """P is at work on what this stream has asked for and has not been answered: sent a few times per
+        `progress_timeout_s`, so that a long queue or step is not taken for a lost peer.
+        """
+
     def __init__(
         self,
         *,
@@ -273,12 +280,13 @@ class PrefillEvent(_message.Message):
         failed: Global___PrefillFailed | None = ...,
         blocks_sent: Global___BlocksSent | None = ...,
         welcome: Global___PrefillWelcome | None = ...,
+        alive: Global___PrefillAlive | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["blocks_sent", b"blocks_sent", "done", b"done", "event", b"event", "failed", b"failed", "fenced", b"fenced", "first_tokens", b"first_tokens", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["alive", b"alive", "blocks_sent", b"blocks_sent", "done", b"done", "event", b"event", "failed", b"failed", "fenced", b"fenced", "first_tokens", b"first_tokens", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks_sent", b"blocks_sent", "done", b"done", "event", b"event", "failed", b"failed", "fenced", b"fenced", "first_tokens", b"first_tokens", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alive", b"alive", "blocks_sent", b"blocks_sent", "done", b"done", "event", b"event", "failed", b"failed", "fenced", b"fenced", "first_tokens", b"first_tokens", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["first_tokens", "done", "fenced", "failed", "blocks_sent", "welcome"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["first_tokens", "done", "fenced", "failed", "blocks_sent", "welcome", "alive"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -310,6 +318,21 @@ class PrefillWelcome(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PrefillWelcome: _TypeAlias = PrefillWelcome  # noqa: Y015
+
+@_typing.final
+class PrefillAlive(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PrefillAlive: _TypeAlias = PrefillAlive  # noqa: Y015
 
 @_typing.final
 class FirstToken(_message.Message):
@@ -377,9 +400,12 @@ class BlocksSent(_message.Message):
     ATTEMPT_FIELD_NUMBER: _builtins.int
     FIRST_BLOCK_FIELD_NUMBER: _builtins.int
     CHECKSUMS_FIELD_NUMBER: _builtins.int
+    BUSY_S_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     attempt: _builtins.int
     first_block: _builtins.int
+    busy_s: _builtins.float
+    """for how long P's link has been busy with this hand-off so far"""
     @_builtins.property
     def checksums(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     def __init__(
@@ -389,10 +415,11 @@ class BlocksSent(_message.Message):
         attempt: _builtins.int = ...,
         first_block: _builtins.int = ...,
         checksums: _abc.Iterable[_builtins.int] | None = ...,
+        busy_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "checksums", b"checksums", "first_block", b"first_block", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "busy_s", b"busy_s", "checksums", b"checksums", "first_block", b"first_block", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

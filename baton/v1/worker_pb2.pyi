@@ -245,20 +245,26 @@ class LeaseGrant(_message.Message):
     LEASE_S_FIELD_NUMBER: _builtins.int
     ROUTER_ID_FIELD_NUMBER: _builtins.int
     ECHO_WORKER_TIME_S_FIELD_NUMBER: _builtins.int
+    ROUTERS_FIELD_NUMBER: _builtins.int
     lease_s: _builtins.float
     router_id: _builtins.str
     echo_worker_time_s: _builtins.float
     """the report's worker_time_s, for the worker's view of the round trip"""
+    @_builtins.property
+    def routers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Where the worker is to register as well: the single processes behind the port that it called."""
+
     def __init__(
         self,
         *,
         lease_s: _builtins.float = ...,
         router_id: _builtins.str = ...,
         echo_worker_time_s: _builtins.float = ...,
+        routers: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["echo_worker_time_s", b"echo_worker_time_s", "lease_s", b"lease_s", "router_id", b"router_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["echo_worker_time_s", b"echo_worker_time_s", "lease_s", b"lease_s", "router_id", b"router_id", "routers", b"routers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -19,6 +19,7 @@ from baton.rpc.status import from_rpc_error
 from baton.state.base import Change, Joined, Left, Report, Updated
 from baton.state.embedded import EmbeddedState
 from baton.state.registration import Registration
+from baton.state.registries import RouterRegistry
 from baton.state.service import RegistryServicer
 from baton.v1 import worker_pb2, worker_pb2_grpc
 from baton.v1.common_pb2 import WorkerInfo
@@ -128,7 +129,7 @@ async def test_worker_registers_reports_and_leaves() -> None:
     async with router.running() as state:
         watch = state.watch()
         current = report("d0")
-        registration = Registration([router.address], lambda: current, QUICK)
+        registration = Registration([RouterRegistry(router.address)], lambda: current, QUICK)
         async with registered(registration):
             joined = await next_change(watch)
             assert isinstance(joined, Joined)
@@ -152,8 +153,8 @@ async def test_worker_registers_with_every_router_also_with_a_later_one() -> Non
     async with routers[0].running() as first:
         async with routers[1].running():
             pass  # it had a port, and is down when the worker starts
-        addresses = [router.address for router in routers]
-        async with registered(Registration(addresses, lambda: report("d0"), QUICK)):
+        registries = [RouterRegistry(router.address) for router in routers]
+        async with registered(Registration(registries, lambda: report("d0"), QUICK)):
             assert isinstance(await next_change(first.watch()), Joined)
             async with routers[1].running() as second:
                 assert isinstance(await next_change(second.watch()), Joined)
@@ -163,7 +164,9 @@ async def test_restarted_router_knows_its_workers_again() -> None:
     router = RegistryRouter()
     async with router.running():
         pass
-    async with registered(Registration([router.address], lambda: report("d0"), QUICK)):
+    async with registered(
+        Registration([RouterRegistry(router.address)], lambda: report("d0"), QUICK)
+    ):
         for _ in range(3):
             async with router.running() as state:
                 assert isinstance(await next_change(state.watch()), Joined)
@@ -174,7 +177,9 @@ async def test_changed_description_is_sent_in_the_same_call() -> None:
     async with router.running() as state:
         watch = state.watch()
         current = report("d0", incarnation=1)
-        async with registered(Registration([router.address], lambda: current, QUICK)):
+        async with registered(
+            Registration([RouterRegistry(router.address)], lambda: current, QUICK)
+        ):
             await next_change(watch)
             current = report("d0", incarnation=2)
             assert isinstance(await next_change(watch), Left)
@@ -195,7 +200,7 @@ async def test_worker_that_cannot_say_how_it_is_leaves_and_is_logged(
     router = RegistryRouter()
     async with router.running() as state:
         watch = state.watch()
-        async with registered(Registration([router.address], how, QUICK)):
+        async with registered(Registration([RouterRegistry(router.address)], how, QUICK)):
             await next_change(watch)
             broken = True
             assert isinstance(await next_change(watch), Left)
@@ -267,7 +272,7 @@ async def test_grant_echoes_the_workers_clock() -> None:
 
 
 def test_stopping_what_never_reached_a_router() -> None:
-    registration = Registration(["127.0.0.1:1"], lambda: report("d0"), QUICK)
+    registration = Registration([RouterRegistry("127.0.0.1:1")], lambda: report("d0"), QUICK)
     registration.stop()  # never started
     with registration:
         assert not registration.wait_registered(0.1)
