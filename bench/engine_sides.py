@@ -9,6 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import count
 from typing import Any
 
@@ -27,6 +28,7 @@ from engine.dummy_weights import DummyWeights
 from engine.model_runner import ModelRunner
 from engine.models.assemble import expected_tensors
 from engine.models.config import ModelConfig
+from engine.sampler import Sampler
 from worker.step_loop import StepLoop
 
 Prompts = Sequence[Sequence[int]]
@@ -43,8 +45,10 @@ class BatonEngine:
         return self._runner.model_config
 
     def worker(self) -> BatonWorker:
-        """With torch's present number of threads."""
-        return BatonWorker(self._runner)
+        """With torch's present number of threads. Its sampler is its own: of an earlier worker's samples
+        the last ones, which no later step has removed, have the same handles."""
+        sampler = Sampler(self.model_config.vocab_size, self._runner.limits.device)
+        return BatonWorker(replace(self._runner, sampler=sampler))
 
 
 class BatonWorker:

@@ -9,6 +9,7 @@ from cli.lazy import LazyCommand, LazyGroup
 _COMMANDS = {
     "serve": LazyCommand("cli.bench_serve:serve", "Put load on a server that runs."),
     "engine": LazyCommand("cli.bench_local:engine", "Tokens/s of the engine against transformers."),
+    "kv": LazyCommand("cli.bench_local:kv", "The hand-off against the machine's limits."),
     "ttft": LazyCommand(
         "cli.bench_local:ttft", "Time to first token against an aggregated worker."
     ),

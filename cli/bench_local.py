@@ -1,8 +1,9 @@
-"""`baton bench ttft`, `interference` and `engine`: what they take. Each starts all that it needs."""
+"""`baton bench ttft`, `interference`, `engine` and `kv`: what they take. Each starts all that it needs."""
 
 from __future__ import annotations
 
 import secrets
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -168,6 +169,45 @@ def engine(as_json: bool, seed: int | None, num_pairs: int | None, **options: An
         print_json(result)
     else:
         print_engine(result)
+
+
+@click.command()
+@click.option(
+    "--transports", type=_NAMES, default=None, help="By name. [default: all that are installed]"
+)
+@click.option(
+    "--blocks",
+    "num_blocks",
+    type=_COUNTS,
+    default="1,11,42",
+    show_default=True,
+    help="Payloads, in blocks of 1.6 MB.",
+)
+@click.option("--rounds", "num_rounds", type=_COUNT, default=21, show_default=True)
+@click.option("--scattered", is_flag=True, help="Destination blocks that are not adjacent.")
+@click.option("--hidden-rounds", type=_COUNT, default=5, show_default=True)
+@_seed_option
+@json_option
+def kv(as_json: bool, seed: int | None, transports: tuple[str, ...] | None, **options: Any) -> None:
+    """The hand-off's transports against this machine's limits, and what prefill hides of a transfer.
+
+    Two processes, one writing into the other's KV pool; each transport takes turns with its limit
+    (memcpy, or a raw TCP socket). Then a real prefill over a link that is throttled to a given part
+    of its time.
+    """
+    from bench.kv import KvSettings, measure
+    from cli.bench_view import print_kv, step_bar
+    from cli.output import print_json
+
+    settings = KvSettings(**options, seed=_seed(seed))
+    if transports is not None:
+        settings = replace(settings, transports=transports)
+    with step_bar() as on_step:
+        result = measure(settings, on_step)
+    if as_json:
+        print_json(result)
+    else:
+        print_kv(result)
 
 
 def _seed(given: int | None) -> int:

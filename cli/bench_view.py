@@ -97,6 +97,35 @@ def print_engine(result: Mapping[str, Any]) -> None:
         out.print(f"{count(threads, 'thread')}: {limits}", style="dim")
 
 
+def print_kv(result: Mapping[str, Any]) -> None:
+    table = _table("transport", "checksum", "MB", "GB/s", "limit", "fraction", "95 %", "n")
+    for row in result["rows"]:
+        table.add_row(
+            row["transport"],
+            "on" if row["checksum"] else "off",
+            f"{row['payload_bytes'] / 1e6:,.1f}",
+            f"{row['gb_per_s']:.2f}",
+            f"{row['limit_gb_per_s']:.2f} {row['limit']}",
+            f"{row['fraction']:.2f}",
+            _interval(row["ci95"], 2),
+            f"{row['n']}",
+        )
+    hidden = _table("transfer / prefill", "hidden", "95 %", "hidden, serial", "n")
+    for row in result["hidden"]:
+        hidden.add_row(
+            f"{row['transfer_over_prefill']}",
+            f"{row['hidden_fraction']:.3f}",
+            _interval(row["ci95"], 3),
+            f"{row['serial_hidden_fraction']:.3f}",
+            f"{row['n']}",
+        )
+    out = console()
+    out.print(table)
+    out.print(hidden)
+    for each in result["skipped"]:
+        out.print(f"{each['transport']} was skipped: {each['reason']}", style="dim")
+
+
 def _table(first: str, *columns: str) -> Table:
     table = plain_table()
     table.add_column(first)

@@ -140,11 +140,14 @@ class PrefillLink:
         try:
             async with asyncio.timeout(self._side.times.worker_lease_s) as limit:
                 async for event in prefill_pb2_grpc.PrefillStub(link).Prefill(_all_of(outgoing)):
-                    if event.HasField("welcome"):
-                        limit.reschedule(None)
-                        self._welcome(event.welcome)
-                    else:
-                        self._receive(event)
+                    match event.WhichOneof("event"):
+                        case "welcome":
+                            limit.reschedule(None)
+                            self._welcome(event.welcome)
+                        case "alive":
+                            self._alive(time.monotonic())
+                        case _:
+                            self._receive(event)
             return PeerLost("it closed the stream")
         except TimeoutError:
             return PeerLost("it does not answer")
@@ -187,7 +190,7 @@ class PrefillLink:
                 self._complete(transfer)
             case "blocks_sent":
                 sent = event.blocks_sent
-                transfer.sent(sent.first_block, sent.checksums, now_s)
+                transfer.sent(sent, now_s)
                 arrived = incoming.BlocksSent(sent.first_block, tuple(sent.checksums))
                 self._do(transfer, transfer.book.handle(arrived, now_s))
             case "fenced":
@@ -195,6 +198,12 @@ class PrefillLink:
             case "failed":
                 self._fail(transfer, convert.error_from_proto(event.failed.error), fenced=True)
                 self._stopped(transfer)
+
+    def _alive(self, now_s: float) -> None:
+        """P is at work on every prompt that is not computed yet. What has been computed must arrive."""
+        for transfer in self._transfers.values():
+            if transfer.done is None:
+                self._do(transfer, transfer.book.handle(incoming.PeerHeard(), now_s))
 
     def _welcome(self, welcome: prefill_pb2.PrefillWelcome) -> None:
         if welcome.info.incarnation != self._prefill.incarnation:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from baton import instants
@@ -26,6 +26,7 @@ class Transfer:
     told: dict[int, int] = field(default_factory=dict)  # checksums by logical block, as P says
     verified: set[int] = field(default_factory=set)
     num_resent_blocks: int = 0
+    busy_s: float = 0.0  # of P's link, as P says
     first_bytes_s: float | None = None
     prompt_done_s: float | None = None
     done: prefill_pb2.PrefillDone | None = None  # P's account of the prefill
@@ -43,10 +44,11 @@ class Transfer:
     def destination(self, logical: int) -> int:
         return self.ask.destination_blocks[logical - self.ask.first_block]
 
-    def sent(self, first_block: int, checksums: Sequence[int], now_s: float) -> None:
+    def sent(self, sent: prefill_pb2.BlocksSent, now_s: float) -> None:
         """P says that these blocks lie here."""
         self.first_bytes_s = self.first_bytes_s or now_s
-        self.told.update(enumerate(checksums, first_block))
+        self.busy_s = sent.busy_s
+        self.told.update(enumerate(sent.checksums, sent.first_block))
 
     def num_good_tokens(self, block_size: int) -> int:
         """The tokens from the prompt's start whose KV is here and verified."""
@@ -61,7 +63,7 @@ class Transfer:
         return HandOffReport(
             prefill_worker=self.ask.prefill.pool.worker_id,
             transfer_bytes=len(self.ask.destination_blocks) * layout.block_bytes,
-            transfer_s=now_s - (self.first_bytes_s or now_s),
+            transfer_s=self.busy_s,
             transfer_exposed_s=max(0.0, now_s - (self.prompt_done_s or now_s)),
             num_prefill_cached_tokens=self.done.num_cached_tokens,
             num_resent_blocks=self.num_resent_blocks,

@@ -48,11 +48,26 @@ class TransferId:
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """One layer of some blocks: of P's pool `source_blocks[i]` into `destination_blocks[i]` of D's."""
+    """Layers [layer, layer + num_layers) of some blocks: of P's pool `source_blocks[i]` into
+    `destination_blocks[i]` of D's."""
 
     layer: int
     source_blocks: Sequence[int]
     destination_blocks: Sequence[int]
+    num_layers: int = 1
+
+    @property
+    def layers(self) -> range:
+        return range(self.layer, self.layer + self.num_layers)
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A write whose bytes lie in D's pool: its part of the checksum of each destination block (zeros
+    where checksums are off), and for how many seconds the link was busy with it."""
+
+    checksums: Sequence[int]
+    busy_s: float
 
 
 class Revocation(Enum):
@@ -92,9 +107,8 @@ class Link(Protocol):
         Unavailable where the link is lost: close it and connect anew."""
         ...
 
-    def write(self, transfer: TransferId, write: Write) -> Future[Sequence[int]]:
-        """Queues one write. The future is done when the bytes lie in D's pool; its result is the
-        write's part of the checksum of each destination block (zeros where checksums are off).
+    def write(self, transfer: TransferId, write: Write) -> Future[Written]:
+        """Queues one write. The future is done when the bytes lie in D's pool.
 
         The future raises Cancelled where the transfer was fenced first (some of the bytes may have
         landed), PeerLost where the peer is gone or made no progress (so will all others of this link),

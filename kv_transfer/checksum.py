@@ -26,7 +26,7 @@ from baton.errors import Internal
 from kv_transfer import kernels
 
 MODULUS = 1 << 64
-_WORD_BYTES = 8
+WORD_BYTES = 8
 _CHUNK_WORDS = 1 << 20  # bounds the temporary tensors of the tensor operations
 
 assert sys.byteorder == "little", "KV moves between little-endian machines only"
@@ -62,20 +62,20 @@ def tensor_checksum(data: Tensor, first_word: int = 0) -> int:
     """The definition in integer tensor operations, on the device of `data`."""
     _address(data, "data")
     raw = _bytes(data)
-    num_whole = raw.numel() // _WORD_BYTES * _WORD_BYTES
+    num_whole = raw.numel() // WORD_BYTES * WORD_BYTES
     total = 0
-    for begin in range(0, num_whole, _CHUNK_WORDS * _WORD_BYTES):
-        end = min(begin + _CHUNK_WORDS * _WORD_BYTES, num_whole)
-        total += _sum_words(raw[begin:end], first_word + begin // _WORD_BYTES)
+    for begin in range(0, num_whole, _CHUNK_WORDS * WORD_BYTES):
+        end = min(begin + _CHUNK_WORDS * WORD_BYTES, num_whole)
+        total += _sum_words(raw[begin:end], first_word + begin // WORD_BYTES)
     if rest := raw.numel() - num_whole:
-        last = torch.zeros(_WORD_BYTES, dtype=torch.uint8, device=raw.device)
+        last = torch.zeros(WORD_BYTES, dtype=torch.uint8, device=raw.device)
         last[:rest] = raw[num_whole:]
-        total += _sum_words(last, first_word + num_whole // _WORD_BYTES)
+        total += _sum_words(last, first_word + num_whole // WORD_BYTES)
     return total % MODULUS
 
 
 def _sum_words(raw: Tensor, first_word: int) -> int:
-    if raw.storage_offset() % _WORD_BYTES:
+    if raw.storage_offset() % WORD_BYTES:
         raw = raw.clone()  # words are read at word boundaries
     words = raw.view(torch.int64)
     folded = words ^ ((words >> 32) & 0xFFFFFFFF)  # >> keeps the sign of int64

@@ -22,7 +22,7 @@ from typing import Protocol, Self
 import torch
 
 from baton.errors import ConfigError
-from kv_transfer.base import Link, TransferId, Write
+from kv_transfer.base import Link, TransferId, Write, Written
 from kv_transfer.pool import Pool
 
 VARIABLE = "BATON_FAULTS"
@@ -117,18 +117,18 @@ class _SpoilingLink:
         self._spoiling.open(transfer, blocks)
         self._link.open(transfer, blocks)
 
-    def write(self, transfer: TransferId, write: Write) -> Future[Sequence[int]]:
-        done: Future[Sequence[int]] = Future()
+    def write(self, transfer: TransferId, write: Write) -> Future[Written]:
+        done: Future[Written] = Future()
         done.set_running_or_notify_cancel()
 
-        def arrived(sent: Future[Sequence[int]]) -> None:  # on the link's thread, one after another
+        def arrived(sent: Future[Written]) -> None:  # on the link's thread, one after another
             try:
-                checksums = sent.result()
+                written = sent.result()
                 self._spoil(transfer, write)
             except Exception as error:
                 done.set_exception(error)
             else:
-                done.set_result(checksums)
+                done.set_result(written)
 
         self._link.write(transfer, write).add_done_callback(arrived)
         return done
@@ -145,10 +145,11 @@ class _SpoilingLink:
         blocks = zip(write.source_blocks, write.destination_blocks, strict=True)
         for source, destination in blocks:
             if self._dice.random() < self._probability:
-                piece = self._spoiled.piece(write.layer, 0)
-                piece.copy_(self._pool.piece(write.layer, source))
+                layer = self._dice.choice(write.layers)
+                piece = self._spoiled.piece(layer, 0)
+                piece.copy_(self._pool.piece(layer, source))
                 _flip_byte(piece, self._dice)
-                wrong = Write(write.layer, [0], [destination])
+                wrong = Write(layer, [0], [destination])
                 self._spoiling.write(transfer, wrong).result()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import socket
 import struct
 from typing import Any
@@ -56,6 +57,12 @@ class Connection:
             return wire_format.unpack(self._read(size_bytes), **kinds)
         except OSError as error:
             raise PeerLost(f"the connection broke: {error}") from error
+
+    def has_more(self) -> bool:
+        """Whether `receive` would find the beginning of a map, or the connection's end, at once."""
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        return bool(poll.poll(0))
 
     def shut_down(self) -> None:
         """Ends the connection for both ends, and wakes whoever waits in `receive`. Any thread."""

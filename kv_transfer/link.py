@@ -1,51 +1,87 @@
 """The part of a `Link` that every transport shares: a queue, a thread, and the fence.
 
-A transport brings a `Wire`, which moves one write and returns when its bytes lie in D's pool. It is only ever
-called on the link's thread, so that "the write in progress" is one thing, and fencing is to cancel what is
-queued and to wait for that. Writes are cut into portions, which bounds the wait.
+A transport brings a `Wire`. Writes are cut into portions, which bounds how long a fence waits; a wire that
+has to wait for answers has several of them under way:
+
+    write ──> queue ──begin──> under way (at most `depth`) ──finish, in the same order──> future
+
+The wire is only ever called on the link's thread. To fence a transfer is to cancel what of it is queued and
+to wait for what is under way.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from baton.errors import BatonError, Cancelled, Internal, PeerLost
-from kv_transfer.base import TransferId, Write
+from kv_transfer.base import TransferId, Write, Written
 
-PORTION_BYTES = 16 << 20  # about 2 ms of memcpy, 10 ms of Gloo
+PORTION_BYTES = 16 << 20  # about 2 ms of memcpy
+
+Finish = Callable[[], Sequence[int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """How a wire wants its writes. `piece_bytes`: one layer of one block; a portion has at most
+    `portion_bytes` (but one block); `depth` portions may be under way at a time."""
+
+    piece_bytes: int
+    portion_bytes: int = PORTION_BYTES
+    depth: int = 1
+
+    def num_blocks(self, num_layers: int) -> int:
+        """Of a portion with so many layers of each."""
+        return max(1, self.portion_bytes // max(1, num_layers * self.piece_bytes))
 
 
 class Wire(Protocol):
     """One pair of ranks, as a transport moves bytes between them."""
 
     @property
-    def piece_bytes(self) -> int:
-        """How much one block is in one write."""
-        ...
+    def flow(self) -> Flow: ...
 
-    def put(self, transfer: TransferId, write: Write) -> Sequence[int]:
-        """Returns when all bytes lie in D's pool, with their part of each block's checksum. PeerLost if
-        they do not. However it ends, this call will not write afterwards."""
+    def begin(self, transfer: TransferId, write: Write) -> Finish:
+        """Starts one portion. What it returns is called once, in the order of the calls, and returns when
+        all bytes lie in D's pool, with their part of each block's checksum; Cancelled where D has
+        revoked the transfer, PeerLost where the bytes will not come. Afterwards nothing of it is
+        written any more."""
         ...
 
     def close(self) -> None:
-        """Called once, on the link's thread, when nothing will be put any more."""
+        """Called once, on the link's thread. Nothing that is under way is written afterwards."""
         ...
 
 
 @dataclass(slots=True, eq=False)
 class _Job:
-    """A queued write. `sums` grows portion by portion."""
+    """A queued write: blocks [0, num_begun) have been begun. `sums` grows portion by portion."""
 
     transfer: TransferId
     write: Write
-    future: Future[Sequence[int]] = field(default_factory=Future)
+    future: Future[Written] = field(default_factory=Future)
     sums: list[int] = field(default_factory=list)
+    busy_s: float = 0.0
+    num_begun: int = 0
+    over: bool = False
+
+    @property
+    def num_blocks(self) -> int:
+        return len(self.write.source_blocks)
+
+
+@dataclass(slots=True, eq=False)
+class _Portion:
+    job: _Job
+    write: Write
+    begun_s: float = 0.0
+    finish: Finish | None = None
 
 
 class OrderedLink:
@@ -53,11 +89,12 @@ class OrderedLink:
 
     def __init__(self, wire: Wire, name: str) -> None:
         self._wire = wire
-        self._portion_blocks = max(1, PORTION_BYTES // max(1, wire.piece_bytes))
+        self._flow = wire.flow
+        self._finished_s = 0.0  # when the last portion ended
         self._changed = threading.Condition()  # guards everything below
         self._open: dict[TransferId, frozenset[int]] = {}
         self._jobs: deque[_Job] = deque()
-        self._writing: TransferId | None = None
+        self._under_way: deque[_Portion] = deque()
         self._closed = False
         self._lost: BatonError | None = None
         self._thread = threading.Thread(target=self._main, name=f"link-{name}", daemon=True)
@@ -68,7 +105,7 @@ class OrderedLink:
             self._check_alive()
             self._open[transfer] = frozenset(blocks)
 
-    def write(self, transfer: TransferId, write: Write) -> Future[Sequence[int]]:
+    def write(self, transfer: TransferId, write: Write) -> Future[Written]:
         job = _Job(transfer, write)
         job.future.set_running_or_notify_cancel()  # a write ends by `fence`, not by its future
         with self._changed:
@@ -83,18 +120,17 @@ class OrderedLink:
     def fence(self, transfer: TransferId) -> None:
         with self._changed:
             self._open.pop(transfer, None)
-            dropped = [job for job in self._jobs if job.transfer == transfer]
-            for job in dropped:
-                self._jobs.remove(job)
-            self._changed.wait_for(lambda: self._writing != transfer)
+            dropped = self._drop(lambda job: job.transfer == transfer)
+            self._changed.wait_for(
+                lambda: all(portion.job.transfer != transfer for portion in self._under_way)
+            )
         _fail(dropped, Cancelled("the transfer was fenced"))
 
     def close(self) -> None:
         with self._changed:
             self._closed = True
             self._open.clear()
-            dropped = list(self._jobs)
-            self._jobs.clear()
+            dropped = self._drop(lambda job: True)
             self._changed.notify_all()
         _fail(dropped, Cancelled("the link was closed"))
         if threading.current_thread() is not self._thread:
@@ -122,63 +158,113 @@ class OrderedLink:
             return Internal(f"{strange[:8]} are not the transfer's", field="destination_blocks")
         return None
 
+    def _drop(self, unwanted: Callable[[_Job], bool]) -> list[_Job]:
+        """Takes jobs out of the queue; what of them is under way goes on, and changes nothing more."""
+        dropped = [job for job in self._jobs if unwanted(job)]
+        for job in dropped:
+            job.over = True
+            self._jobs.remove(job)
+        return dropped
+
     # The link's thread
 
     def _main(self) -> None:
         try:
-            while (job := self._next()) is not None:
-                self._perform(job)
+            while self._advance():
+                pass
         finally:
-            self._wire.close()
+            if self._lost is None:
+                self._wire.close()
 
-    def _next(self) -> _Job | None:
+    def _advance(self) -> bool:
+        """Begins what may be under way, then finishes the oldest portion. False: closed, and all is done."""
+        while len(self._under_way) < self._flow.depth:
+            portion = self._take()
+            if portion is None:
+                break
+            self._begin(portion)
+        if not self._under_way:
+            return False
+        self._finish(self._under_way[0])
+        return True
+
+    def _take(self) -> _Portion | None:
+        """The next portion, from here on under way. Waits for one only where there is nothing to finish."""
         with self._changed:
-            self._changed.wait_for(lambda: self._jobs or self._closed)
-            return self._jobs.popleft() if self._jobs else None
+            if not self._under_way:
+                self._changed.wait_for(lambda: self._jobs or self._closed)
+            if not self._jobs:
+                return None
+            job = self._jobs[0]
+            write = job.write
+            first, end = job.num_begun, job.num_begun + self._flow.num_blocks(write.num_layers)
+            blocks, targets = write.source_blocks[first:end], write.destination_blocks[first:end]
+            job.num_begun += len(blocks)
+            if job.num_begun == job.num_blocks:
+                self._jobs.popleft()
+            portion = _Portion(
+                job, replace(write, source_blocks=blocks, destination_blocks=targets)
+            )
+            self._under_way.append(portion)
+            return portion
 
-    def _perform(self, job: _Job) -> None:
+    def _begin(self, portion: _Portion) -> None:
+        portion.begun_s = time.perf_counter()
         try:
-            for portion in _portions(job.write, self._portion_blocks):
-                self._begin(job)
-                try:
-                    job.sums += self._wire.put(job.transfer, portion)
-                finally:
-                    self._end()
+            portion.finish = self._wire.begin(portion.job.transfer, portion.write)
+        except Exception as error:  # told in its turn, after what was begun before
+            portion.finish = _raising(error)
+
+    def _finish(self, portion: _Portion) -> None:
+        job = portion.job
+        assert portion.finish is not None
+        try:
+            sums = portion.finish()
         except Cancelled as error:
-            job.future.set_exception(error)
+            if not self._ended(portion, error):
+                _fail([job], error)
         except Exception as error:  # whoever waits is told; the link is not trusted again
-            self._lose(job, error)
+            self._lose(error)
         else:
-            job.future.set_result(job.sums)
+            now_s = time.perf_counter()
+            job.sums += sums
+            job.busy_s += now_s - max(portion.begun_s, self._finished_s)
+            self._finished_s = now_s
+            if not self._ended(portion, None) and len(job.sums) == job.num_blocks:
+                job.future.set_result(Written(job.sums, job.busy_s))
 
-    def _begin(self, job: _Job) -> None:
+    def _ended(self, portion: _Portion, error: Cancelled | None) -> bool:
+        """The portion is under way no more. Whether its job had ended before; by an error it ends now."""
         with self._changed:
-            if job.transfer not in self._open:
-                raise Cancelled("the transfer was fenced")
-            self._writing = job.transfer
-
-    def _end(self) -> None:
-        with self._changed:
-            self._writing = None
+            self._under_way.popleft()
+            was_over = portion.job.over
+            if error is not None:
+                portion.job.over = True
+                self._drop(lambda job: job is portion.job)
             self._changed.notify_all()
+            return was_over
 
-    def _lose(self, job: _Job, error: Exception) -> None:
+    def _lose(self, error: Exception) -> None:
         known = (
             error if isinstance(error, BatonError) else Internal(f"the transport broke: {error!r}")
         )
         with self._changed:
             self._lost = known
-            dropped = [job, *self._jobs]
-            self._jobs.clear()
-        _fail(dropped, known)
+        self._wire.close()  # before a fence may return: nothing under way is written any more
+        with self._changed:
+            failed = list(dict.fromkeys(portion.job for portion in self._under_way))
+            failed = [job for job in failed if not job.over and job not in self._jobs]
+            failed += self._drop(lambda job: True)
+            self._under_way.clear()
+            self._changed.notify_all()
+        _fail(failed, known)
 
 
-def _portions(write: Write, num_blocks: int) -> Iterator[Write]:
-    for begin in range(0, len(write.source_blocks), num_blocks):
-        end = begin + num_blocks
-        yield Write(
-            write.layer, write.source_blocks[begin:end], write.destination_blocks[begin:end]
-        )
+def _raising(error: Exception) -> Finish:
+    def finish() -> Sequence[int]:
+        raise error
+
+    return finish
 
 
 def _fail(jobs: Iterable[_Job], error: BatonError) -> None:

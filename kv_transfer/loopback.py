@@ -11,7 +11,7 @@ from baton.errors import Cancelled, PeerLost
 from kv_transfer import wire_format
 from kv_transfer.base import Revocation, TransferId, Write
 from kv_transfer.layout import plan
-from kv_transfer.link import OrderedLink
+from kv_transfer.link import Finish, Flow, OrderedLink
 from kv_transfer.pool import Pool, copy_blocks
 
 _numbers = itertools.count(1)
@@ -58,16 +58,17 @@ class _LoopbackWire:
         self._checksums = checksums
         destination = self._receiver().pool.layout
         self._slices = plan(source.layout, destination)
-        self.piece_bytes = destination.piece_bytes
+        self.flow = Flow(destination.piece_bytes)
 
-    def put(self, transfer: TransferId, write: Write) -> list[int]:
+    def begin(self, transfer: TransferId, write: Write) -> Finish:
         receiver = self._receiver()
         with receiver.lock:
             if transfer not in receiver.transfers:
                 raise Cancelled("the receiver has revoked the transfer")
-            return copy_blocks(
+            sums = copy_blocks(
                 self._source, receiver.pool, self._slices, write, checksums=self._checksums
             )
+        return lambda: sums
 
     def close(self) -> None:
         """Nothing is held."""

@@ -5,15 +5,19 @@ Knows the layout; neither what the bytes mean nor how a pool came to be addressa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from baton.errors import ConfigError
+from kv_transfer import kernels
 from kv_transfer.base import Write
-from kv_transfer.checksum import MODULUS, checksum, copy_checksum
+from kv_transfer.checksum import MODULUS, WORD_BYTES, checksum
 from kv_transfer.layout import PoolLayout, Slice, pool_slices
 
 
@@ -39,14 +43,22 @@ class Pool:
 
     def checksum(self, block: int) -> int:
         """Of the block as it lies here now, over all layers."""
-        words = self.layout.piece_words
-        return (
-            sum(
+        layout = self.layout
+        words = layout.piece_words
+        native = _native(self)
+        if native is None:
+            parts = (
                 checksum(self.piece(layer, block), layer * words)
-                for layer in range(self.layout.num_layers)
+                for layer in range(layout.num_layers)
             )
-            % MODULUS
-        )
+            return sum(parts) % MODULUS
+        layers = np.arange(layout.num_layers, dtype=np.uint64)
+        table = np.empty((layout.num_layers, 4), np.uint64)
+        table[:, 0] = layout.offset(0, block) + layers * layout.offset(1, 0)
+        table[:, 1] = 0
+        table[:, 2] = layout.piece_bytes
+        table[:, 3] = layers * words
+        return int(native.sum_ranges(self.memory.data_ptr(), table).sum())
 
 
 def copy_blocks(
@@ -54,45 +66,93 @@ def copy_blocks(
 ) -> list[int]:
     """Performs `write`, of every piece the planned `slices`. Returns its part of the checksum of each
     destination block, zeros without `checksums`."""
+    native = _native(source, destination)
+    if native is None:
+        return _copy_by_tensors(source, destination, slices, write, checksums=checksums)
+    table = _table(source.layout, destination.layout, slices, write)
+    sums = native.copy_ranges(
+        source.memory.data_ptr(), destination.memory.data_ptr(), table, checksums=checksums
+    )
+    return _per_block(sums, write)
+
+
+def write_slices(
+    source: PoolLayout, destination: PoolLayout, slices: Sequence[Slice], write: Write
+) -> Iterator[Slice]:
+    """The ranges of the two pools that `write` copies, layer after layer, adjacent ones made one."""
     blocks = list(zip(write.source_blocks, write.destination_blocks, strict=True))
-    if not checksums:
-        for part in pool_slices(source.layout, destination.layout, write.layer, blocks, slices):
-            _range(destination, part.destination, part).copy_(_range(source, part.source, part))
-        return [0] * len(blocks)
-    first_word = write.layer * destination.layout.piece_words
-    sums: list[int] = []
-    for source_block, destination_block in blocks:
-        from_piece = source.piece(write.layer, source_block)
-        to_piece = destination.piece(write.layer, destination_block)
-        total = 0
-        for part in slices:
-            from_part = from_piece[part.source : part.source + part.size_bytes]
-            to_part = to_piece[part.destination : part.destination + part.size_bytes]
-            total += copy_checksum(from_part, to_part, first_word + part.destination // 8)
-        sums.append(total % MODULUS)
-    return sums
-
-
-def _range(pool: Pool, begin: int, part: Slice) -> Tensor:
-    return pool.memory[begin : begin + part.size_bytes]
+    for layer in write.layers:
+        yield from pool_slices(source, destination, layer, blocks, slices)
 
 
 def source_checksums(
     source: Pool, destination: PoolLayout, slices: Sequence[Slice], write: Write
 ) -> list[int]:
     """What `copy_blocks` would return, without copying."""
-    first_word = write.layer * destination.piece_words
-    sums: list[int] = []
-    for block in write.source_blocks:
-        piece = source.piece(write.layer, block)
-        sums.append(
-            sum(
-                checksum(
-                    piece[part.source : part.source + part.size_bytes],
-                    first_word + part.destination // 8,
-                )
-                for part in slices
+    native = _native(source)
+    if native is not None:
+        table = _table(source.layout, destination, slices, write)
+        return _per_block(native.sum_ranges(source.memory.data_ptr(), table), write)
+    return [
+        sum(
+            checksum(
+                source.piece(layer, block)[part.source : part.source + part.size_bytes],
+                layer * destination.piece_words + part.destination // WORD_BYTES,
             )
-            % MODULUS
+            for layer in write.layers
+            for part in slices
         )
-    return sums
+        % MODULUS
+        for block in write.source_blocks
+    ]
+
+
+def _native(*pools: Pool) -> kernels.TransferKernels | None:
+    on_cpu = all(pool.memory.device.type == "cpu" for pool in pools)
+    return kernels.load() if on_cpu else None
+
+
+def _table(
+    source: PoolLayout, destination: PoolLayout, slices: Sequence[Slice], write: Write
+) -> kernels.Ranges:
+    """The ranges of `write`: layer by layer, block by block, slice by slice."""
+    first = [
+        (source.offset(layer, 0), destination.offset(layer, 0), 0, layer * destination.piece_words)
+        for layer in write.layers
+    ]
+    blocks = np.zeros((len(write.source_blocks), 4), np.uint64)
+    blocks[:, 0] = np.array(write.source_blocks, np.uint64) * source.piece_bytes
+    blocks[:, 1] = np.array(write.destination_blocks, np.uint64) * destination.piece_bytes
+    layers = np.array(first, np.uint64)
+    table = layers[:, None, None] + blocks[:, None] + _parts(tuple(slices))
+    return table.reshape(-1, 4)
+
+
+@functools.lru_cache(maxsize=64)
+def _parts(slices: tuple[Slice, ...]) -> kernels.Ranges:
+    """A piece's slices as ranges [num_slices, 4]."""
+    rows = [(s.source, s.destination, s.size_bytes, s.destination // WORD_BYTES) for s in slices]
+    return np.array(rows, np.uint64).reshape(-1, 4)
+
+
+def _per_block(sums: NDArray[np.uint64] | None, write: Write) -> list[int]:
+    """Parts of checksums added up, modulo 2^64; zeros where there are none."""
+    num_blocks = len(write.source_blocks)
+    if sums is None or not num_blocks:
+        return [0] * num_blocks
+    by_block = sums.reshape(write.num_layers, num_blocks, -1)
+    found: list[int] = by_block.sum(axis=(0, 2), dtype=np.uint64).tolist()
+    return found
+
+
+def _copy_by_tensors(
+    source: Pool, destination: Pool, slices: Sequence[Slice], write: Write, *, checksums: bool
+) -> list[int]:
+    """`copy_blocks` on any device, range by range."""
+    for part in write_slices(source.layout, destination.layout, slices, write):
+        from_range = source.memory[part.source : part.source + part.size_bytes]
+        to_range = destination.memory[part.destination : part.destination + part.size_bytes]
+        to_range.copy_(from_range)
+    if not checksums:
+        return [0] * len(write.source_blocks)
+    return source_checksums(source, destination.layout, slices, write)

@@ -24,7 +24,7 @@ from kv_transfer import wire_format
 from kv_transfer.base import Revocation, TransferId, Write
 from kv_transfer.host import available_memory_bytes
 from kv_transfer.layout import PoolLayout, Slice, plan
-from kv_transfer.link import OrderedLink
+from kv_transfer.link import Finish, Flow, OrderedLink
 from kv_transfer.peer_process import PeerProcess, ProcessId, own_process_id
 from kv_transfer.pool import Pool, copy_blocks
 
@@ -122,19 +122,20 @@ class _ShmWire:
         peer: PeerProcess,
         checksums: bool,
     ) -> None:
-        self.piece_bytes = destination.layout.piece_bytes
+        self.flow = Flow(destination.layout.piece_bytes)
         self._source = source
         self._destination = destination
         self._slices = slices
         self._peer = peer
         self._checksums = checksums
 
-    def put(self, transfer: TransferId, write: Write) -> list[int]:
+    def begin(self, transfer: TransferId, write: Write) -> Finish:
         if self._peer.is_dead:
             raise PeerLost(f"process {self._peer.process.pid} has ended")
-        return copy_blocks(
+        sums = copy_blocks(
             self._source, self._destination, self._slices, write, checksums=self._checksums
         )
+        return lambda: sums
 
     def close(self) -> None:
         self._peer.close()

@@ -5,9 +5,13 @@ Each pair of ranks has a connection of its own, with a process group of its own 
     P (rank 1 of 2)                              D (rank 0 of 2)
     control socket ------ hello ------------->   one thread per connection
                    <----- rendezvous -------->   of a group that no other pair and no later one shares
-    group.send ...                               group.recv straight into the pool's blocks
-                   ------ what is written ---->  into scratch memory where the transfer is revoked
+                   ------ what comes -------->
+    group.send ...                               group.recv straight into the pool's blocks,
+                   ------ what comes next --->   into scratch memory where the transfer is revoked
+    group.send ...                               group.recv
                    <----- whether it landed --
+
+Several portions are under way, so that D has posted the next receive before the last one is complete.
 
 Small words go over the control socket rather than through the group: it can be waited for without a
 posted receive, its end is the peer's death, and NCCL could not carry them from host memory. Both sides
@@ -27,29 +31,34 @@ import logging
 import secrets
 import socket
 import threading
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._distributed_c10d import Store
+from torch.distributed import Work
 
 from baton.errors import Cancelled, ConfigError, IncompatiblePeer, PeerLost
 from kv_transfer import wire_format
 from kv_transfer.base import Revocation, TransferId, Write
 from kv_transfer.framing import Connection
-from kv_transfer.layout import PoolLayout, Slice, plan, pool_slices
-from kv_transfer.link import OrderedLink
-from kv_transfer.pool import Pool, source_checksums
-from kv_transfer.torch_group import Group, join, loss_of_peer, wait
+from kv_transfer.layout import PoolLayout, Slice, plan
+from kv_transfer.link import Finish, Flow, OrderedLink
+from kv_transfer.pool import Pool, source_checksums, write_slices
+from kv_transfer.torch_group import PairGroup, join
 
 log = logging.getLogger(__name__)
 
 _DECODE, _PREFILL = 0, 1  # ranks of a group
+_DEPTH = 3  # portions under way: one arrives, one is posted, one is announced
+_PORTION_BYTES = 8 << 20
 _HEADER = {
     "request_id": str,
     "attempt": int,
     "layer": int,
+    "num_layers": int,
     "source_blocks": list,
     "destination_blocks": list,
 }
@@ -141,58 +150,88 @@ class TorchDistReceiver:
         hello = connection.receive(self._timeout_s, token=bytes, layout=dict)
         if not hmac.compare_digest(hello["token"], self._token):
             raise IncompatiblePeer("is not that of our offer", field="token")
-        source = wire_format.unpack_layout(hello["layout"])
+        source, device = wire_format.unpack_layout(hello["layout"]), self._pool.memory.device
         slices = plan(source, self._pool.layout)
-        group, store = join(connection, _DECODE, self._pool.memory.device, self._timeout_s)
-        writer = _Writer(source, slices, group, store)
-        while True:
-            header = connection.receive(None, **_HEADER)
-            transfer = TransferId(header["request_id"], header["attempt"])
-            write = Write(header["layer"], header["source_blocks"], header["destination_blocks"])
-            landed = self._receive(transfer, write, writer)
-            connection.send({"landed": landed}, self._timeout_s)
+        group = join(connection, _DECODE, device, self._timeout_s)
+        writer = _Writer(self._pool, slices, source, group)
+        posted: deque[_Posted] = deque()
+        try:
+            while True:
+                while not posted or (len(posted) < _DEPTH and connection.has_more()):
+                    posted.append(self._post(writer, connection.receive(None, **_HEADER)))
+                group.wait(posted[0].works, self._timeout_s)
+                landed = self._end(posted.popleft())
+                connection.send({"landed": landed}, self._timeout_s)
+        finally:
+            group.close([work for each in posted for work in each.works])
+            for each in posted:
+                self._end(each)
 
-    def _receive(self, transfer: TransferId, write: Write, writer: _Writer) -> bool:
-        """Receives one write. False where it went into scratch memory: the transfer is not open."""
+    def _post(self, writer: _Writer, header: dict[str, Any]) -> _Posted:
+        """Posts the receives of one portion: into scratch memory where its transfer is not open."""
+        transfer = TransferId(header["request_id"], header["attempt"])
+        write = Write(
+            header["layer"],
+            header["source_blocks"],
+            header["destination_blocks"],
+            header["num_layers"],
+        )
+        if not 0 <= write.layer < write.layers.stop <= self._pool.layout.num_layers:
+            raise IncompatiblePeer(f"is {write.layers}", field="layer")
         with self._lock:
             blocks = self._open.get(transfer)
-            if not 0 <= write.layer < self._pool.layout.num_layers:
-                raise IncompatiblePeer(f"is {write.layer}", field="layer")
             if blocks is not None and not blocks.issuperset(write.destination_blocks):
                 raise IncompatiblePeer("are not the transfer's", field="destination_blocks")
-            self._num_posted[transfer] += blocks is not None
+            if blocks is not None:
+                self._num_posted[transfer] += 1
+        posted = _Posted(transfer, landing=blocks is not None)
         try:
-            writer.receive(write, self._pool, self._timeout_s, landing=blocks is not None)
-        finally:
+            posted.works = writer.receive(write, landing=posted.landing)
+        except BaseException:
+            self._end(posted)
+            raise
+        return posted
+
+    def _end(self, posted: _Posted) -> bool:
+        """Its receives are over. Whether they landed in the pool."""
+        if posted.landing:
             with self._lock:
-                self._num_posted[transfer] -= blocks is not None
-                if not self._num_posted[transfer]:
-                    del self._num_posted[transfer]
-        return blocks is not None
+                self._num_posted[posted.transfer] -= 1
+                if not self._num_posted[posted.transfer]:
+                    del self._num_posted[posted.transfer]
+        return posted.landing
+
+
+@dataclass(slots=True, eq=False)
+class _Posted:
+    """The receives of one portion."""
+
+    transfer: TransferId
+    landing: bool
+    works: list[Work] = field(default_factory=list)
 
 
 class _Writer:
     """A connected prefill rank, on its thread of the receiver."""
 
     def __init__(
-        self, layout: PoolLayout, slices: Sequence[Slice], group: Group, store: Store
+        self, pool: Pool, slices: Sequence[Slice], layout: PoolLayout, group: PairGroup
     ) -> None:
-        self._layout = layout
+        self._pool = pool
         self._slices = slices
+        self._layout = layout
         self._group = group
-        self._store = store  # the group uses it as long as it lives
         self._scratch: Tensor | None = None
 
-    def receive(self, write: Write, pool: Pool, timeout_s: float, *, landing: bool) -> None:
+    def receive(self, write: Write, *, landing: bool) -> list[Work]:
+        pool = self._pool
         targets: list[Tensor] = []
-        for part in _ranges(self._layout, pool.layout, write, self._slices):
+        for part in write_slices(self._layout, pool.layout, self._slices, write):
             if landing:
                 targets.append(pool.memory[part.destination : part.destination + part.size_bytes])
             else:
                 targets.append(self._scratch_of(part.size_bytes, pool.memory.device))
-        with loss_of_peer():
-            works = [self._group.recv([target], _PREFILL, 0) for target in targets]
-            wait(works, timeout_s, pool.memory.device)
+        return [self._group.receive(target) for target in targets]
 
     def _scratch_of(self, size_bytes: int, device: torch.device) -> Tensor:
         """What lands here is dropped, so one piece of memory serves all."""
@@ -218,11 +257,11 @@ class TorchDistSender:
         try:
             layout = wire_format.pack_layout(self.pool.layout)
             connection.send({"token": fields["token"], "layout": layout}, self.timeout_s)
-            group, store = join(connection, _PREFILL, self.pool.memory.device, self.timeout_s)
+            group = join(connection, _PREFILL, self.pool.memory.device, self.timeout_s)
         except BaseException:
             connection.close()
             raise
-        wire = _GroupWire(self, destination, slices, connection, (group, store))
+        wire = _GroupWire(self, destination, slices, connection, group)
         return OrderedLink(wire, f"{host}:{port}")
 
 
@@ -235,48 +274,47 @@ class _GroupWire:
         destination: PoolLayout,
         slices: Sequence[Slice],
         connection: Connection,
-        group: tuple[Group, Store],
+        group: PairGroup,
     ) -> None:
-        self.piece_bytes = destination.piece_bytes
+        self.flow = Flow(destination.piece_bytes, _PORTION_BYTES, _DEPTH)
         self._sender = sender
         self._destination = destination
         self._slices = slices
         self._connection = connection
-        self._group, self._store = group  # the group uses the store as long as it lives
+        self._group = group
+        self._under_way: deque[list[Work]] = deque()
 
-    def put(self, transfer: TransferId, write: Write) -> list[int]:
+    def begin(self, transfer: TransferId, write: Write) -> Finish:
         pool, timeout_s = self._sender.pool, self._sender.timeout_s
         header = {
             "request_id": transfer.request_id,
             "attempt": transfer.attempt,
             "layer": write.layer,
+            "num_layers": write.num_layers,
             "source_blocks": list(write.source_blocks),
             "destination_blocks": list(write.destination_blocks),
         }
         self._connection.send(header, timeout_s)
-        ranges = _ranges(pool.layout, self._destination, write, self._slices)
+        ranges = write_slices(pool.layout, self._destination, self._slices, write)
         sources = [pool.memory[part.source : part.source + part.size_bytes] for part in ranges]
-        with loss_of_peer():
-            works = [self._group.send([source], _DECODE, 0) for source in sources]
-            sums = self._checksums(write)  # while the bytes are on their way
-            wait(works, timeout_s, pool.memory.device)
-        if not self._connection.receive(timeout_s, landed=bool)["landed"]:
-            raise Cancelled("the receiver has revoked the transfer")
-        return sums
+        works = [self._group.send(source) for source in sources]
+        self._under_way.append(works)
+        sums = self._checksums(write)  # while the bytes are on their way
+
+        def finish() -> list[int]:
+            self._group.wait(works, timeout_s)
+            self._under_way.popleft()
+            if not self._connection.receive(timeout_s, landed=bool)["landed"]:
+                raise Cancelled("the receiver has revoked the transfer")
+            return sums
+
+        return finish
 
     def close(self) -> None:
+        self._group.close([work for works in self._under_way for work in works])
         self._connection.close()
-        del self._group  # closes its socket
 
     def _checksums(self, write: Write) -> list[int]:
         if not self._sender.checksums:
             return [0] * len(write.source_blocks)
         return source_checksums(self._sender.pool, self._destination, self._slices, write)
-
-
-def _ranges(
-    source: PoolLayout, destination: PoolLayout, write: Write, slices: Sequence[Slice]
-) -> list[Slice]:
-    """The same on both sides, in the same order: what matches sends with receives."""
-    blocks = zip(write.source_blocks, write.destination_blocks, strict=True)
-    return list(pool_slices(source, destination, write.layer, blocks, slices))

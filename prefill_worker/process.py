@@ -5,32 +5,20 @@ from __future__ import annotations
 import asyncio
 
 from baton.v1 import prefill_pb2_grpc
-from engine.batch import StepOutput, StepPlan
 from engine.block_manager import BlockManager
-from engine.model_runner import ModelRunner
 from kv_transfer.choose import Senders
 from kv_transfer.faults import Faults
 from prefill_worker.config import PrefillConfig
 from prefill_worker.messages import Commands, Event
 from prefill_worker.push import Pusher
+from prefill_worker.pushing_runner import PushingRunner
 from prefill_worker.scheduler import PrefillScheduler
 from prefill_worker.service import PrefillService
 from prefill_worker.state_machine import PrefillRequests
 from worker.engine import LoadedEngine
 from worker.host import Host
 
-
-class _PushingRunner:
-    """Runs a step and lets each layer's complete blocks leave while the next layer is computed."""
-
-    def __init__(self, runner: ModelRunner, role: PrefillRequests, pusher: Pusher) -> None:
-        self._runner = runner
-        self._role = role
-        self._pusher = pusher
-
-    def run(self, plan: StepPlan) -> StepOutput:
-        self._pusher.begin_step(self._role.step_writes)
-        return self._runner.run(plan, on_layer=self._pusher.layer_written)
+_ALIVES_PER_TIMEOUT = 4
 
 
 async def run(config: PrefillConfig, engine: LoadedEngine) -> None:
@@ -58,11 +46,13 @@ async def run(config: PrefillConfig, engine: LoadedEngine) -> None:
         service.hang_up,
     )
     host: Host[Event, Commands] = Host(
-        config.host, runner, _PushingRunner(runner, role, pusher), role, deliver
+        config.host, runner, PushingRunner(runner, role, pusher), role, deliver
     )
     service.post, service.pusher, service.info = host.post, pusher, lambda: host.info
     host.server.add_background(prefill_pb2_grpc.add_PrefillServicer_to_server, service)
+    alive = asyncio.create_task(service.keep_alive(timeout_s / _ALIVES_PER_TIMEOUT, host.is_hung))
     try:
         await host.run()
     finally:
+        alive.cancel()
         pusher.close()

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from baton.errors import BatonError, Cancelled, Internal
-from kv_transfer.base import Link, TransferId, Write
+from kv_transfer.base import Link, TransferId, Write, Written
 from kv_transfer.checksum import MODULUS
 from prefill_worker.messages import (
     BlockWrites,
@@ -34,8 +34,20 @@ from prefill_worker.messages import (
 
 log = logging.getLogger(__name__)
 
-Announce = Callable[[Key, int, int], None]  # key, logical block, checksum
 HangUp = Callable[[ReaderId, BatonError], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """Consecutive logical blocks from `first_block` on lie in the reader's pool whole. `busy_s`: for how
+    long the link has been busy with their transfer so far."""
+
+    first_block: int
+    checksums: Sequence[int]
+    busy_s: float
+
+
+Announce = Callable[[Key, Arrived], None]
 
 
 @dataclass(slots=True)
@@ -46,12 +58,12 @@ class _Transfer:
     link: Link
     sums: dict[int, int] = field(default_factory=dict)
     num_layers_left: dict[int, int] = field(default_factory=dict)
-    num_bytes: int = 0
+    busy_s: float = 0.0
 
 
 class Pusher:
-    """`announce` is called on a link's thread for every block that lies in the reader's pool whole,
-    `hang_up` on any thread when a link has failed: it will not work again."""
+    """`announce` is called on a link's thread for blocks that lie in the reader's pool whole, `hang_up`
+    on any thread when a link has failed: it will not work again."""
 
     def __init__(
         self,
@@ -91,8 +103,7 @@ class Pusher:
                 case Open():
                     self._open(order)
                 case WriteCached(key, writes):
-                    for layer in range(self._num_layers):
-                        self._write(key, writes, layer)
+                    self._write(key, writes, range(self._num_layers))
                 case Fence(key):
                     self._fences.submit(self._fence, key)
 
@@ -103,7 +114,7 @@ class Pusher:
     def layer_written(self, layer: int) -> None:
         """All KV of `layer` of this step lies in this worker's blocks."""
         for key, writes in self._step:
-            self._write(key, writes, layer)
+            self._write(key, writes, range(layer, layer + 1))
 
     def _open(self, order: Open) -> None:
         link = self._links.get(order.key[0])
@@ -119,19 +130,22 @@ class Pusher:
         with self._lock:
             self._transfers[order.key] = transfer
 
-    def _write(self, key: Key, writes: BlockWrites, layer: int) -> None:
+    def _write(self, key: Key, writes: BlockWrites, layers: range) -> None:
         with self._lock:
             transfer = self._transfers.get(key)
             if transfer is None:
                 return
             for logical in writes.logical:
                 transfer.num_layers_left.setdefault(logical, self._num_layers)
-        future = transfer.link.write(transfer.id, Write(layer, writes.sources, writes.destinations))
-        future.add_done_callback(partial(self._written, key, writes))
+        write = Write(layers.start, writes.sources, writes.destinations, len(layers))
+        future = transfer.link.write(transfer.id, write)
+        future.add_done_callback(partial(self._written, key, writes, len(layers)))
 
     # On the link's thread
 
-    def _written(self, key: Key, writes: BlockWrites, future: Future[Sequence[int]]) -> None:
+    def _written(
+        self, key: Key, writes: BlockWrites, num_layers: int, future: Future[Written]
+    ) -> None:
         if future.cancelled():
             return
         error = future.exception()
@@ -140,23 +154,32 @@ class Pusher:
                 known = error if isinstance(error, BatonError) else Internal(repr(error))
                 self._failed(key, known)
             return
-        complete: list[tuple[int, int]] = []
+        for arrived in self._arrived(key, writes, num_layers, future.result()):
+            self._announce(key, arrived)
+
+    def _arrived(
+        self, key: Key, writes: BlockWrites, num_layers: int, written: Written
+    ) -> list[Arrived]:
+        """The blocks of which these were the last layers, consecutive ones together."""
+        runs: list[Arrived] = []
         with self._lock:
             transfer = self._transfers.get(key)
             if transfer is None:
-                return
-            for logical, part in zip(writes.logical, future.result(), strict=True):
+                return []
+            transfer.busy_s += written.busy_s
+            checksums: list[int] = []
+            for logical, part in zip(writes.logical, written.checksums, strict=True):
                 total = (transfer.sums.get(logical, 0) + part) % MODULUS
                 transfer.sums[logical] = total
-                transfer.num_layers_left[logical] -= 1
+                transfer.num_layers_left[logical] -= num_layers
                 if transfer.num_layers_left[logical] == 0:
-                    complete.append((logical, total))
-                    del (
-                        transfer.num_layers_left[logical],
-                        transfer.sums[logical],
-                    )  # may be sent again
-        for logical, total in complete:
-            self._announce(key, logical, total)
+                    # Forgotten: it may be sent again.
+                    del transfer.num_layers_left[logical], transfer.sums[logical]
+                    if not runs or logical != runs[-1].first_block + len(checksums):
+                        checksums = []
+                        runs.append(Arrived(logical, checksums, transfer.busy_s))
+                    checksums.append(total)
+        return runs
 
     def _failed(self, key: Key, error: BatonError) -> None:
         self._post(WriteFailed(key, error))

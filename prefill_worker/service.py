@@ -30,7 +30,7 @@ from prefill_worker.messages import (
     Resend,
     Word,
 )
-from prefill_worker.push import Pusher
+from prefill_worker.push import Arrived, Pusher
 from prefill_worker.streams import Stream, Streams
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -85,16 +85,30 @@ class PrefillService(prefill_pb2_grpc.PrefillServicer):
                     for event in self._events((reader, word.number), word):
                         stream.outgoing.put_nowait(event)
 
-    def announce(self, key: Key, logical: int, checksum: int) -> None:
-        """A block lies in the reader's pool. Any thread."""
-        self._loop.call_soon_threadsafe(self._announce, key, logical, checksum)
+    def announce(self, key: Key, arrived: Arrived) -> None:
+        """Blocks lie in the reader's pool. Any thread."""
+        self._loop.call_soon_threadsafe(self._announce, key, arrived)
 
-    def _announce(self, key: Key, logical: int, checksum: int) -> None:
+    def _announce(self, key: Key, arrived: Arrived) -> None:
         if stream := self._streams.get(key[0]):
             sent = prefill_pb2.BlocksSent(
-                **self._named(key), first_block=logical, checksums=[checksum]
+                **self._named(key),
+                first_block=arrived.first_block,
+                checksums=arrived.checksums,
+                busy_s=arrived.busy_s,
             )
             stream.outgoing.put_nowait(prefill_pb2.PrefillEvent(blocks_sent=sent))
+
+    async def keep_alive(self, interval_s: float, is_hung: Callable[[], bool]) -> None:
+        """Tells readers who wait for something that this worker is at work on it, until cancelled."""
+        alive = prefill_pb2.PrefillEvent(alive=prefill_pb2.PrefillAlive())
+        while True:
+            await asyncio.sleep(interval_s)
+            if is_hung():
+                continue
+            for reader in {reader for reader, _ in self._names}:
+                if stream := self._streams.get(reader):
+                    stream.outgoing.put_nowait(alive)
 
     def hang_up(self, reader: ReaderId, error: BatonError) -> None:
         """The link to a reader failed, which is its end: over a new stream there will be another one.

@@ -195,6 +195,7 @@ class Host(Generic[Event, Commands]):
             num_quarantined_blocks=counts.quarantined,
             prefill_tokens_per_s=scheduler.step_time.prefill_tokens_per_s,
             decode_step_s=scheduler.step_time.decode_step_s,
+            prefill_cost=scheduler.step_time.prefill_cost,
         )
 
     def check_integrity(self) -> None:

@@ -20,6 +20,13 @@ class StepClock(Protocol):
     longest_step_s: float
 
 
+def is_hung(steps: StepClock, times: Times) -> bool:
+    """Whether the step in progress takes longer than any ever should."""
+    started_s = steps.step_started_s
+    limit_s = times.watchdog_after(steps.longest_step_s)
+    return started_s is not None and time.monotonic() - started_s > limit_s
+
+
 async def watch(
     steps: StepClock, times: Times, set_serving: Callable[[bool], Awaitable[None]]
 ) -> None:
@@ -27,10 +34,7 @@ async def watch(
     hung = False
     while True:
         await asyncio.sleep(times.watchdog_s / 10)
-        limit_s = times.watchdog_after(steps.longest_step_s)
-        started_s = steps.step_started_s
-        now_hung = started_s is not None and time.monotonic() - started_s > limit_s
-        if now_hung != hung:
-            hung = now_hung
-            log.error("a step has taken over %g s", limit_s) if hung else log.info("steps go on")
+        if is_hung(steps, times) != hung:
+            hung = not hung
+            log.error("a step does not end") if hung else log.info("steps go on")
             await set_serving(not hung)

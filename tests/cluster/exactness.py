@@ -49,9 +49,10 @@ def prompts() -> list[list[int]]:
 
 
 def crowd() -> list[list[int]]:
-    """Many prompts of nearly a block: all fit the pool at first, and all need a second block at once."""
+    """Many short prompts that all need a second block near their end. By then they have long filled the
+    pool with their first ones, however slowly they were sent: some must yield."""
     rng = random.Random(2)
-    return [[rng.randrange(300) for _ in range(50)] for _ in range(64)]
+    return [[rng.randrange(300) for _ in range(12)] for _ in range(64)]
 
 
 def greedy(client: Client, prompt: Sequence[int], **options: Any) -> Generation:

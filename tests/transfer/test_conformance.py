@@ -3,7 +3,7 @@
 What needs a process to kill or to stop is in test_peer_death.py.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
@@ -14,7 +14,7 @@ import torch
 
 from baton.errors import Cancelled, IncompatiblePeer, Internal, PeerLost
 from kv_transfer import wire_format
-from kv_transfer.base import Link, Revocation, TransferId, Write
+from kv_transfer.base import Link, Revocation, TransferId, Write, Written
 from kv_transfer.layout import PoolLayout
 from kv_transfer.pool import Pool
 from tests.transfer.worlds import (
@@ -89,6 +89,26 @@ def test_bytes_land_in_the_named_blocks_and_nowhere_else(
     assert sums == [pool.checksum(block) for block in source]
 
 
+def test_all_layers_in_one_write(decode: DecodeFactory, connect: Connect) -> None:
+    """More than a portion, so that it is cut."""
+    receiver = decode(BIG)
+    pool = random_pool(BIG)
+    link = connect(pool, receiver.receiver.offer())
+    source, target = list(range(BIG.num_blocks)), list(reversed(range(BIG.num_blocks)))
+    receiver.receiver.open(FIRST, target)
+    link.open(FIRST, target)
+    whole = link.write(FIRST, Write(0, source, target, BIG.num_layers)).result(timeout=30)
+    assert list(whole.checksums) == [receiver.pool.checksum(block) for block in target]
+    assert list(whole.checksums) == [pool.checksum(block) for block in source]
+    for from_block, to_block in zip(source, target, strict=True):
+        assert torch.equal(receiver.pool.piece(2, to_block), pool.piece(2, from_block))
+    some = link.write(FIRST, Write(1, [5], [5], 2)).result(timeout=30)
+    assert torch.equal(receiver.pool.piece(1, 5), pool.piece(1, 5))
+    assert not torch.equal(receiver.pool.piece(0, 5), pool.piece(0, 5))
+    assert len(some.checksums) == 1
+    assert whole.busy_s > 0
+
+
 def test_one_changed_bit_is_seen(decode: DecodeFactory, connect: Connect) -> None:
     receiver = decode()
     link = connect(random_pool(SMALL), receiver.receiver.offer())
@@ -122,7 +142,7 @@ def test_writes_of_a_link_happen_in_order(decode: DecodeFactory, connect: Connec
     link.open(FIRST, [0])
     done: list[int] = []
 
-    def note(number: int, _: Future[Sequence[int]]) -> None:
+    def note(number: int, _: Future[Written]) -> None:
         done.append(number)
 
     futures = [link.write(FIRST, Write(0, [n % SMALL.num_blocks], [0])) for n in range(50)]
@@ -147,7 +167,7 @@ def test_nothing_is_written_after_a_fence(decode: DecodeFactory, connect: Connec
     for layer in range(BIG.num_layers):
         for block in mine:
             receiver.pool.piece(layer, block).zero_()
-    assert len(kept.result(timeout=30)) == 32  # the other transfer went on
+    assert len(kept.result(timeout=30).checksums) == 32  # the other transfer went on
     late = link.write(FIRST, Write(0, mine, mine))
     with pytest.raises(Cancelled):
         late.result(timeout=30)

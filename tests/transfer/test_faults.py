@@ -37,7 +37,7 @@ def test_one_byte_of_every_block_arrives_wrong_under_the_checksum_of_what_was_se
     link.open(ONE, [4, 5])
     sums = [0, 0]
     for layer in range(SMALL.num_layers):
-        part = link.write(ONE, Write(layer, [1, 2], [4, 5])).result(TIMEOUT_S)
+        part = link.write(ONE, Write(layer, [1, 2], [4, 5])).result(TIMEOUT_S).checksums
         sums = [(total + each) % 2**64 for total, each in zip(sums, part, strict=True)]
         for from_block, to_block in ((1, 4), (2, 5)):
             wrong = decode.pool.piece(layer, to_block) != source.piece(layer, from_block)

@@ -1,22 +1,22 @@
 """The fence, at moments that only a wire which waits to be let go can show."""
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
 from baton.errors import Cancelled, Internal, PeerLost
 from kv_transfer.base import TransferId, Write
-from kv_transfer.link import PORTION_BYTES, OrderedLink
+from kv_transfer.link import PORTION_BYTES, Flow, OrderedLink
 
 FIRST, SECOND = TransferId("first", 0), TransferId("second", 0)
 ONE = Write(0, [0], [1])
 
 
 class HeldWire:
-    """Every `put` waits for `release`; what has been put is in `done`."""
+    """Every portion waits for `release` to be finished; what is finished is in `done`."""
 
-    piece_bytes = PORTION_BYTES // 2
+    flow = Flow(PORTION_BYTES // 2)
 
     def __init__(self) -> None:
         self.started = threading.Semaphore(0)
@@ -25,13 +25,17 @@ class HeldWire:
         self.error: Exception | None = None
         self.closed = False
 
-    def put(self, transfer: TransferId, write: Write) -> Sequence[int]:
+    def begin(self, transfer: TransferId, write: Write) -> Callable[[], Sequence[int]]:
         self.started.release()
-        assert self.release.acquire(timeout=30)
-        if self.error is not None:
-            raise self.error
-        self.done.append((transfer, list(write.destination_blocks)))
-        return [7] * len(write.source_blocks)
+
+        def finish() -> Sequence[int]:
+            assert self.release.acquire(timeout=30)
+            if self.error is not None:
+                raise self.error
+            self.done.append((transfer, list(write.destination_blocks)))
+            return [7] * len(write.source_blocks)
+
+        return finish
 
     def close(self) -> None:
         self.closed = True
@@ -74,7 +78,7 @@ def test_a_fence_waits_for_the_write_in_progress(wire: HeldWire, link: OrderedLi
     wire.release.release()
     thread.join(30)
     assert returned.is_set()
-    assert running.result(timeout=30) == [7]
+    assert running.result(timeout=30).checksums == [7]
     assert isinstance(queued.exception(timeout=30), Cancelled)
     assert wire.done == [(FIRST, [1])]
 
@@ -105,7 +109,7 @@ def test_a_long_write_is_cut_so_that_a_fence_need_not_wait_for_all(
 def test_the_sums_of_a_cut_write_come_together(wire: HeldWire, link: OrderedLink) -> None:
     for _ in range(3):
         wire.release.release()
-    assert link.write(FIRST, Write(0, range(5), range(5))).result(timeout=30) == [7] * 5
+    assert link.write(FIRST, Write(0, range(5), range(5))).result(timeout=30).checksums == [7] * 5
     assert [blocks for _, blocks in wire.done] == [[0, 1], [2, 3], [4]]
 
 
@@ -131,7 +135,7 @@ def test_a_revoked_transfer_does_not_harm_the_link(wire: HeldWire, link: Ordered
     assert isinstance(link.write(FIRST, ONE).exception(timeout=30), Cancelled)
     wire.error = None
     wire.release.release()
-    assert link.write(SECOND, ONE).result(timeout=30) == [7]
+    assert link.write(SECOND, ONE).result(timeout=30).checksums == [7]
 
 
 def test_close_ends_what_waits(wire: HeldWire) -> None:
@@ -145,4 +149,4 @@ def test_close_ends_what_waits(wire: HeldWire) -> None:
     wire.release.release()
     closing.join(30)
     assert wire.closed
-    assert running.result(timeout=30) == [7]
+    assert running.result(timeout=30).checksums == [7]

@@ -63,5 +63,5 @@ def send(
 ) -> list[int]:
     """Writes whole blocks; the checksum of each, as D is told."""
     futures = [link.write(transfer, Write(layer, source, target)) for layer in range(num_layers)]
-    sums = [future.result(timeout=30) for future in futures]
+    sums = [future.result(timeout=30).checksums for future in futures]
     return [sum(column) % (1 << 64) for column in zip(*sums, strict=True)]

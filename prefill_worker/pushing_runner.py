@@ -1,0 +1,20 @@
+"""The engine of a prefill worker: runs a step and lets each layer's complete blocks leave while the next
+layer is computed."""
+
+from __future__ import annotations
+
+from engine.batch import StepOutput, StepPlan
+from engine.model_runner import ModelRunner
+from prefill_worker.push import Pusher
+from prefill_worker.state_machine import PrefillRequests
+
+
+class PushingRunner:
+    def __init__(self, runner: ModelRunner, role: PrefillRequests, pusher: Pusher) -> None:
+        self._runner = runner
+        self._role = role
+        self._pusher = pusher
+
+    def run(self, plan: StepPlan) -> StepOutput:
+        self._pusher.begin_step(self._role.step_writes)
+        return self._runner.run(plan, on_layer=self._pusher.layer_written)
