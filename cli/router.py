@@ -20,7 +20,10 @@ from cli import logs
 @click.option(
     "--model", "models", multiple=True, help="[NAME=]FOLDER with the tokenizer; repeatable."
 )
-@click.option("--max-waiting", type=int, help="Requests that may wait at the gate.")
+@click.option("--state", help="redis://host:port/db that several routers share.")
+@click.option("--max-waiting", type=int, help="Requests that may wait at the gate (default 1024).")
+@click.option("--quota", "quotas", multiple=True, help="TENANT=TOKENS_PER_S; repeatable.")
+@click.option("--share", "shares", multiple=True, help="TENANT=WEIGHT; repeatable.")
 @click.option("--log-level", default="info", show_default=True)
 def router(config: Path | None, log_level: str, models: tuple[str, ...], **flags: object) -> None:
     """Run a router: gRPC and OpenAI HTTP in, decode workers behind."""
@@ -29,7 +32,12 @@ def router(config: Path | None, log_level: str, models: tuple[str, ...], **flags
     from router.process import Router
 
     logs.configure("router", log_level)
-    given = {**flags, "models": models or None}
+    admission = {name: flags.pop(name) for name in ("max_waiting", "quotas", "shares")}
+    given = {
+        **flags,
+        "models": models or None,
+        "admission": {name: value for name, value in admission.items() if value not in (None, ())},
+    }
     settings = load(RouterConfig, toml=config, section="router", flags=given)
 
     async def run() -> None:

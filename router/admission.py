@@ -1,79 +1,225 @@
 """Who may start now, who waits, who is refused. Pure: the caller waits and keeps the time.
 
-At most `max_in_flight` requests are with the workers; at most `max_waiting` wait here, most urgent first.
-Whoever finds the queue full is refused at once with the time after which a place is likely, unless it is
-more urgent than the last in the queue, who is then refused in its place.
+    enter ── quota, deadline ── queue ── settle ── in flight ── computed ── finish
+             refused at once      └── shed: the lowest class first
+
+What counts is work: the seconds that a worker will take for a request's prompt, by the rates that workers
+have measured. No worker gets more than `max_outstanding_s` ahead of what it computes, so the order is
+decided here, where all requests are known. What waits is bounded by the time it will take.
+Until a rate is measured, work counts for nothing and only the numbers bound.
 """
 
 from __future__ import annotations
 
-import bisect
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count
+from math import inf
 
-from baton.errors import Overloaded
+from baton.errors import ConfigError, Overloaded
+from router.fair_queue import FairQueue, Ticket
 
 _WEIGHT = 0.1  # of a new service time in the running mean
+_MAX_EXPONENT = 16  # of a priority's weight
+_LEAST_RETRY_S = 0.1
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Ticket:
-    """A place in the queue; the order is urgency. `urgency` is the negated priority."""
+@dataclass(frozen=True, slots=True)
+class AdmissionSettings:
+    """In flight: at most `max_in_flight_per_pool` requests per decode pool, and `max_outstanding_s` of
+    prompts per worker that computes them. Waiting: at most `max_queued_s` of prompts per such worker, and
+    `max_waiting` requests. A class has `class_ratio` times the weight of the next lower one. `shares`
+    (TENANT=WEIGHT) and `quotas` (TENANT=TOKENS_PER_S): the tenant * is everyone not named, a share is 1
+    and a quota none where nothing is said."""
 
-    urgency: int
-    number: int
+    max_in_flight_per_pool: int = 256
+    max_outstanding_s: float = 1.0
+    max_queued_s: float = 30.0
+    max_waiting: int = 1024
+    class_ratio: float = 4.0
+    shares: tuple[str, ...] = ()
+    quotas: tuple[str, ...] = ()
+    quota_burst_s: float = 10.0
+
+    def __post_init__(self) -> None:
+        for name in (
+            "max_in_flight_per_pool",
+            "max_outstanding_s",
+            "max_queued_s",
+            "quota_burst_s",
+        ):
+            if not getattr(self, name) > 0:
+                raise ConfigError("must be more than 0", field=name)
+        if self.max_waiting < 0:
+            raise ConfigError("must not be negative", field="max_waiting")
+        if self.class_ratio < 1:
+            raise ConfigError("must be at least 1: higher classes weigh more", field="class_ratio")
+        self.share_of()
+        self.quota_of()
+
+    def share_of(self) -> dict[str, float]:
+        return _numbers("shares", self.shares)
+
+    def quota_of(self) -> dict[str, float]:
+        return _numbers("quotas", self.quotas)
 
 
-@dataclass(slots=True)
+def _numbers(name: str, entries: tuple[str, ...]) -> dict[str, float]:
+    """TENANT=NUMBER each; a tenant's name may hold a =."""
+    numbers = {}
+    for entry in entries:
+        tenant, _, number = entry.rpartition("=")
+        try:
+            numbers[tenant] = float(number)
+        except ValueError:
+            raise ConfigError(f"must be TENANT=NUMBER, not {entry!r}", field=name) from None
+        if not 0 < numbers[tenant] < inf:
+            raise ConfigError(f"must be more than 0: {entry!r}", field=name)
+    return numbers
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """A model's workers: how many decode, how many compute prompts, and how fast one of these is; 0 until
+    one has measured it."""
+
+    num_decode_pools: int = 1
+    num_computing_pools: int = 1
+    prefill_tokens_per_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What a request asks for. `deadline_s`: on the caller's clock, inf for none. `work_s`: of a worker,
+    0 where nobody knows."""
+
+    priority: int = 0
+    tenant: str = ""
+    deadline_s: float = inf
+    work_s: float = 0.0
+
+
 class Admission:
-    """`max_in_flight` follows the number of workers; `service_s` is the mean time in flight."""
+    """The queue of one model. `capacity` may change at any time; `settle` then decides anew."""
 
-    max_in_flight: int
-    max_waiting: int
-    service_s: float = 1.0
-    num_in_flight: int = 0
-    _waiting: list[Ticket] = field(default_factory=list)
-    _numbers: count[int] = field(default_factory=count)
+    def __init__(self, settings: AdmissionSettings | None = None) -> None:
+        self.settings = settings or AdmissionSettings()
+        self.service_s = 1.0  # mean time in flight
+        self.outstanding_s = 0.0
+        self.capacity = Capacity()
+        self._shares = self.settings.share_of()
+        self._queue = FairQueue(self._class_weight, self._tenant_weight)
+        self._in_flight: dict[Ticket, float] = {}  # with the work that is not done yet
+        self._numbers = count()
 
     @property
     def num_waiting(self) -> int:
-        return len(self._waiting)
+        return len(self._queue)
 
     @property
-    def retry_after_s(self) -> float:
-        """When a request refused now would likely find a place."""
-        rounds = (len(self._waiting) + 1) / max(1, self.max_in_flight)
-        return max(0.1, rounds * self.service_s)
+    def num_in_flight(self) -> int:
+        return len(self._in_flight)
 
-    def enter(self, priority: int) -> tuple[Ticket, Ticket | None]:
-        """A place in the queue, and whom it displaced. Raises Overloaded where there is none."""
-        ticket = Ticket(-priority, next(self._numbers))
-        bisect.insort(self._waiting, ticket)
-        if len(self._waiting) <= self.max_waiting or self.num_in_flight < self.max_in_flight:
-            return ticket, None
-        last = self._waiting.pop()
-        if last == ticket:
-            raise self.refusal()
-        return ticket, last
+    @property
+    def queued_s(self) -> float:
+        """The work that waits."""
+        return self._queue.work_s
 
-    def refusal(self) -> Overloaded:
-        return Overloaded(
-            f"{self.num_in_flight} requests run and {self.max_waiting} wait: the queue is full",
-            retry_after_s=self.retry_after_s,
-        )
+    def work_s(self, num_tokens: int) -> float:
+        """What computing so many tokens of a prompt takes of a worker."""
+        rate = self.capacity.prefill_tokens_per_s
+        return num_tokens / rate if rate else 0.0
 
-    def next(self) -> Ticket | None:
-        """Takes the most urgent ticket in flight where there is room."""
-        if not self._waiting or self.num_in_flight >= self.max_in_flight:
-            return None
-        self.num_in_flight += 1
-        return self._waiting.pop(0)
+    def enter(self, ask: Ask, now_s: float) -> Ticket:
+        """A place in the queue; `settle` decides on it. Raises Overloaded where the first token would
+        come after the deadline: the work is better spent on others."""
+        ticket = Ticket(ask.deadline_s, next(self._numbers), ask.priority, ask.tenant, ask.work_s)
+        self._queue.add(ticket)
+        if ask.deadline_s < inf:
+            late_s = now_s + self.wait_s(ticket) + ask.work_s - ask.deadline_s
+            if late_s > 0:
+                self._queue.remove(ticket)
+                raise Overloaded(
+                    f"the first token would come {late_s:.2f} s after the deadline",
+                    retry_after_s=max(_LEAST_RETRY_S, late_s),
+                )
+        return ticket
+
+    def settle(self, now_s: float) -> tuple[list[Ticket], list[tuple[Ticket, Overloaded]]]:
+        """Those who start now, and those refused: too late for their deadlines, or more than may wait."""
+        started, refused = [], []
+        while self._queue and self._has_room:
+            ticket = self._queue.pop()
+            if now_s + ticket.work_s > ticket.deadline_s:
+                refused.append((ticket, self._too_late(ticket)))
+                continue
+            self._in_flight[ticket] = ticket.work_s
+            self.outstanding_s += ticket.work_s
+            started.append(ticket)
+        while self._is_overfull:
+            ticket = self._queue.last()
+            refused.append((ticket, self._overfull(ticket)))
+            self._queue.remove(ticket)
+        return started, refused
 
     def leave(self, ticket: Ticket) -> None:
         """The request of `ticket` gave up while it waited."""
-        self._waiting.remove(ticket)
+        self._queue.remove(ticket)
 
-    def finish(self, in_flight_s: float) -> None:
+    def computed(self, ticket: Ticket) -> None:
+        """The prompt of a request in flight is computed. May be said again."""
+        self.outstanding_s = max(0.0, self.outstanding_s - self._in_flight[ticket])
+        self._in_flight[ticket] = 0.0
+
+    def finish(self, ticket: Ticket, in_flight_s: float) -> None:
         """A request in flight ended after `in_flight_s`."""
-        self.num_in_flight -= 1
+        self.computed(ticket)
+        del self._in_flight[ticket]
         self.service_s += _WEIGHT * (in_flight_s - self.service_s)
+
+    def wait_s(self, ticket: Ticket) -> float:
+        """How long `ticket` will likely wait here and at the workers: for work, or for a place."""
+        work_s = (self.outstanding_s + self._queue.ahead_s(ticket)) / self._num_computing_pools
+        num_over = self.num_in_flight + self.num_waiting - self._max_in_flight
+        place_s = max(0, num_over) / self._max_in_flight * self.service_s
+        return max(work_s, place_s)
+
+    @property
+    def _max_in_flight(self) -> int:
+        # Where no worker is left, one is expected back.
+        return self.settings.max_in_flight_per_pool * max(1, self.capacity.num_decode_pools)
+
+    @property
+    def _num_computing_pools(self) -> int:
+        return max(1, self.capacity.num_computing_pools)
+
+    @property
+    def _has_room(self) -> bool:
+        limit_s = self.settings.max_outstanding_s * self._num_computing_pools
+        return self.num_in_flight < self._max_in_flight and self.outstanding_s < limit_s
+
+    @property
+    def _is_overfull(self) -> bool:
+        """A single request is never too much work to wait."""
+        limit_s = self.settings.max_queued_s * self._num_computing_pools
+        num_waiting = self.num_waiting
+        too_long = num_waiting > 1 and self._queue.work_s > limit_s
+        return too_long or num_waiting > self.settings.max_waiting
+
+    def _overfull(self, ticket: Ticket) -> Overloaded:
+        return Overloaded(
+            f"{self.num_in_flight} requests run and {self.num_waiting - 1} wait for "
+            f"{self.queued_s:.1f} s of work: the queue is full",
+            retry_after_s=max(_LEAST_RETRY_S, self.wait_s(ticket)),
+        )
+
+    def _too_late(self, ticket: Ticket) -> Overloaded:
+        return Overloaded(
+            "its turn came too late for its deadline",
+            retry_after_s=max(_LEAST_RETRY_S, self.queued_s / self._num_computing_pools),
+        )
+
+    def _class_weight(self, priority: int) -> float:
+        return self.settings.class_ratio ** max(-_MAX_EXPONENT, min(_MAX_EXPONENT, priority))
+
+    def _tenant_weight(self, tenant: str) -> float:
+        return self._shares.get(tenant, self._shares.get("*", 1.0))

@@ -7,25 +7,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from baton.config import Times
+from router.admission import AdmissionSettings
 from router.policy import PolicySettings
 
 
 @dataclass(frozen=True, slots=True)
 class RouterConfig:
-    """`models`: NAME=FOLDER or FOLDER each, whose tokenizer and defaults this router uses. A limit on
-    requests in flight is per decode pool: the rest waits at the gate, at most `max_waiting` requests."""
+    """`models`: NAME=FOLDER or FOLDER each, whose tokenizer and defaults this router uses. `state`:
+    "embedded", or the URL of a Redis that the routers of a cluster share."""
 
     host: str = "127.0.0.1"
     grpc_port: int = 50051
     http_port: int = 8000
     models: tuple[str, ...] = ()
     router_id: str = ""
-    max_in_flight_per_pool: int = 256
-    max_waiting: int = 1024
+    state: str = "embedded"
     max_attempts: int = 4
     no_worker_wait_s: float = 10.0  # for a worker to come back before a request is given up
     drain_grace_s: float = 30.0
     num_logged_requests: int = 1000
+    admission: AdmissionSettings = field(default_factory=AdmissionSettings)
     policy: PolicySettings = field(default_factory=PolicySettings)
     times: Times = field(default_factory=Times)
 

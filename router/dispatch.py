@@ -15,9 +15,10 @@ import logging
 import random
 import time
 import uuid
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
 from functools import partial
+from math import inf
 
 from baton import instants
 from baton.errors import (
@@ -29,11 +30,12 @@ from baton.errors import (
     Unavailable,
 )
 from baton.types import PoolId, PositionLogprobs, Role
+from router.admission import Ask
 from router.config import RouterConfig
 from router.decode_stream import Leg, LegUpdate
 from router.fleet import Fleet
 from router.frontend import Admitted, Finished, GenerateUpdate, ModelCard, PromptLogprobs
-from router.gate import Gate
+from router.gate import Gate, Place
 from router.models import Models, ServedModel
 from router.policy import Choice, Demand, choose
 from router.pools import Pool, Queued
@@ -73,7 +75,7 @@ class Dispatcher:
     async def generate(self, request: GenerateInput) -> AsyncGenerator[GenerateUpdate, None]:
         life = await self._receive(request)
         with self._requests.recording(life):
-            async with self._gate.place(request.priority, request.timeout_s):
+            async with self._place(life) as place:
                 life.instants[instants.ADMITTED] = time.monotonic()
                 yield Admitted(
                     life.request_id, life.model.name, life.params.seed, len(life.prompt_token_ids)
@@ -82,7 +84,7 @@ class Dispatcher:
                     yield deltas
                 while not life.done:
                     choice = await self._route(life)
-                    async with aclosing(self._attempt(life, choice)) as updates:
+                    async with aclosing(self._attempt(life, choice, place)) as updates:
                         async for update in updates:
                             yield update
                 yield self._finish(life)
@@ -127,7 +129,28 @@ class Dispatcher:
             request_id, request, model, params, token_ids, {instants.RECEIVED: received_s}
         )
 
-    # 2. Route: choose the workers
+    # 2. Admit: wait for a place, and account for the tenant's tokens
+
+    @asynccontextmanager
+    async def _place(self, life: RequestLife) -> AsyncIterator[Place]:
+        model, tenant = life.model.name, life.request.tenant
+        num_missing = life.num_tokens - max(self._hits(life).values(), default=0)
+        ask = Ask(
+            life.request.priority,
+            tenant,
+            inf if life.deadline_s is None else life.deadline_s,
+            self._gate.work_s(model, num_missing),
+        )
+        async with self._gate.place(model, ask) as place:
+            num_forced = life.num_tokens - len(life.prompt_token_ids)
+            if not num_forced:  # else the router that began has counted the prompt
+                self._gate.spend(tenant, len(life.prompt_token_ids))
+            try:
+                yield place
+            finally:
+                self._gate.spend(tenant, life.usage().num_output_tokens - num_forced)
+
+    # 3. Route: choose the workers
 
     async def _route(self, life: RequestLife) -> Choice:
         """The pair of the next attempt. Waits for a worker where none is up, but not for ever."""
@@ -167,10 +190,10 @@ class Dispatcher:
             return DeadlineExceeded("the deadline passed before a worker was up")
         return Unavailable(f"no worker of model {life.model.name!r} is up", retry_after_s=1.0)
 
-    # 3. Attempt: follow one leg until the request ends or the worker is lost
+    # 4. Attempt: follow one leg until the request ends or the worker is lost
 
     async def _attempt(
-        self, life: RequestLife, choice: Choice
+        self, life: RequestLife, choice: Choice, place: Place
     ) -> AsyncGenerator[GenerateUpdate, None]:
         life.begin_attempt(choice)
         with choice.decode.in_flight(), choice.computing.queued(choice.num_missing) as queued:
@@ -183,7 +206,7 @@ class Dispatcher:
                 for sample in life.samples:
                     if sample.finished:
                         leg.cancel(sample.sample_index)
-                async with aclosing(self._follow(life, leg, queued)) as updates:
+                async with aclosing(self._follow(life, leg, queued, place)) as updates:
                     async for update in updates:
                         yield update
             except Unavailable as error:
@@ -194,12 +217,13 @@ class Dispatcher:
                 leg.close()
 
     async def _follow(
-        self, life: RequestLife, leg: Leg, queued: Queued
+        self, life: RequestLife, leg: Leg, queued: Queued, place: Place
     ) -> AsyncGenerator[GenerateUpdate, None]:
         while True:
             update = await leg.take()
             if update.rows:
                 queued.done()
+                place.computed()
             if update.prefill_lost is not None:
                 self._reroute(life, leg)
             if logprobs := self._fresh_prompt_logprobs(life, update):

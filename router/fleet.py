@@ -7,6 +7,7 @@ is open; the stream's end is the normal way its death is seen, long before its l
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 
 import grpc
@@ -16,10 +17,13 @@ from baton.rpc.channel import channel
 from baton.state.base import ClusterState, Joined, Left, Member, Updated
 from baton.types import PoolId, Role, WorkerInfo
 from baton.v1 import decode_pb2
+from router.admission import Capacity
 from router.decode_stream import DecodeStream, Leg
 from router.index import BlockIndex
 from router.kv_follower import KvFollower
 from router.pools import Pool, Pools
+
+_MEASURE_INTERVAL_S = 1.0  # a change of loads alone is told at most so often
 
 
 class _Worker:
@@ -53,7 +57,7 @@ class _Worker:
 
 
 class Fleet:
-    """`run` follows the cluster state until cancelled. `on_resize` hears how many decode pools serve."""
+    """`run` follows the cluster state until cancelled. `on_capacity` hears of each model's workers."""
 
     def __init__(
         self,
@@ -61,13 +65,14 @@ class Fleet:
         pools: Pools,
         index: BlockIndex,
         router_id: str,
-        on_resize: Callable[[int], None],
+        on_capacity: Callable[[str, Capacity], None],
     ) -> None:
         self.pools = pools
         self.index = index
         self._state = state
         self._router_id = router_id
-        self._on_resize = on_resize
+        self._on_capacity = on_capacity
+        self._measured_s = 0.0  # when the capacities were told last
         self._workers: dict[str, _Worker] = {}
         self._changed = asyncio.Condition()
 
@@ -118,11 +123,14 @@ class Fleet:
                 match change:
                     case Joined(member):
                         self._join(member)
+                        await self._announce()
                     case Updated(member):
                         self._update(member)
+                        if time.monotonic() - self._measured_s > _MEASURE_INTERVAL_S:
+                            await self._announce()
                     case Left(member):
                         await self._leave(member)
-                await self._announce()
+                        await self._announce()
         finally:
             for worker in list(self._workers.values()):
                 await worker.close()
@@ -145,9 +153,16 @@ class Fleet:
             await worker.close()
 
     async def _announce(self) -> None:
-        num_serving = sum(
-            pool.worker.role is Role.DECODE and not pool.draining for pool in self.pools
-        )
-        self._on_resize(num_serving)
+        self._measured_s = time.monotonic()
+        for model in {pool.worker.model for pool in self.pools}:
+            self._on_capacity(model, self._capacity(model))
         async with self._changed:
             self._changed.notify_all()
+
+    def _capacity(self, model: str) -> Capacity:
+        decode = self.pools.serving(Role.DECODE, model)
+        computing = self.pools.serving(Role.PREFILL, model) or decode
+        rates = sorted(pool.load.prefill_tokens_per_s for pool in computing if pool.load)
+        measured = [rate for rate in rates if rate]
+        median = measured[len(measured) // 2] if measured else 0.0
+        return Capacity(len(decode), len(computing), median)

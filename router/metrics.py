@@ -95,13 +95,7 @@ class _Gauges(Collector):
         self._pools = pools
 
     def collect(self) -> Iterable[Metric]:
-        admission = self._gate.admission
-        yield GaugeMetricFamily(
-            "baton_requests_waiting", "Requests at the gate", admission.num_waiting
-        )
-        yield GaugeMetricFamily(
-            "baton_requests_in_flight", "Requests with the workers", admission.num_in_flight
-        )
+        yield from self._of_the_gate()
         running = _gauge("vllm:num_requests_running", "Requests being computed")
         waiting = _gauge("vllm:num_requests_waiting", "Requests queued on workers")
         usage = _gauge("vllm:kv_cache_usage_perc", "Blocks held over all; 1 is full")
@@ -116,6 +110,21 @@ class _Gauges(Collector):
             for state in ("free", "held", "cached", "quarantined"):
                 blocks.add_metric([str(pool.id), state], getattr(load, f"num_{state}_blocks"))
         yield from (running, waiting, usage, blocks)
+
+    def _of_the_gate(self) -> Iterable[Metric]:
+        waiting, in_flight, queued_s = (
+            GaugeMetricFamily(name, text, labels=["model_name"])
+            for name, text in (
+                ("baton_requests_waiting", "Requests at the gate"),
+                ("baton_requests_in_flight", "Requests with the workers"),
+                ("baton_queued_work_seconds", "Of one worker, for the prompts at the gate"),
+            )
+        )
+        for model, door in self._gate.doors.items():
+            waiting.add_metric([model], door.admission.num_waiting)
+            in_flight.add_metric([model], door.admission.num_in_flight)
+            queued_s.add_metric([model], door.admission.queued_s)
+        yield from (waiting, in_flight, queued_s)
 
 
 def _gauge(name: str, text: str) -> GaugeMetricFamily:

@@ -5,18 +5,24 @@ Pure: reports and the router's own decisions go in, candidates come out.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from baton.prefill_cost import PrefillCost
+from baton.state.base import InFlight
 from baton.types import PoolId, PoolLoad, Role, WorkerInfo
+from router.load_order import LoadOrder
+from router.prefill_queue import PrefillQueue, Queued
+
+_NOTHING = InFlight()
 
 
 @dataclass(slots=True, eq=False)
 class Pool:
     """One pool of one incarnation of a worker. What is in flight counts what this router has sent and
-    not yet seen the end of; it leads the worker's own reports by a heartbeat. `num_queued_tokens`:
-    prompt tokens that this router has asked the pool to compute and that are not computed yet."""
+    not yet seen the end of; it leads the worker's own reports by a heartbeat. `queue`: the prompts that
+    this router has asked the pool to compute and that are not computed yet."""
 
     id: PoolId
     worker: WorkerInfo
@@ -24,6 +30,7 @@ class Pool:
     draining: bool = False
     num_in_flight: int = 0
     num_queued_tokens: int = 0
+    elsewhere: InFlight = _NOTHING  # what the other routers said last that they have here
     transfer_bytes_per_s: float = 0.0  # into this pool; 0 until measured
 
     @property
@@ -31,24 +38,87 @@ class Pool:
         """A decode step's time; 0 until measured."""
         return self.load.decode_step_s if self.load else 0.0
 
+    @property
+    def num_streams(self) -> int:
+        """Requests that all routers have in flight here."""
+        return self.num_in_flight + self.elsewhere.num_requests
+
+    @property
+    def cost(self) -> PrefillCost | None:
+        """What prompts cost here; None until measured."""
+        if self.load is None:
+            return None
+        if self.load.prefill_cost is not None:
+            return self.load.prefill_cost
+        rate = self.load.prefill_tokens_per_s
+        return PrefillCost.at_rate(rate) if rate else None
+
+    def begin(self) -> None:
+        """A request is in flight here from now on."""
+        self.num_in_flight += 1
+        self._moved()
+
+    def end(self) -> None:
+        self.num_in_flight -= 1
+        self._moved()
+
     @contextmanager
     def in_flight(self) -> Iterator[None]:
         """Counts a request as in flight here for as long as the block runs."""
-        self.num_in_flight += 1
+        self.begin()
         try:
             yield
         finally:
-            self.num_in_flight -= 1
+            self.end()
 
-    @contextmanager
-    def queued(self, num_tokens: int) -> Iterator[Queued]:
-        """Counts prompt tokens that wait to be computed here, until they are or the block ends."""
-        queued = Queued(self, num_tokens)
-        self.num_queued_tokens += num_tokens
-        try:
-            yield queued
-        finally:
-            queued.done()
+    def enqueue(self, num_tokens: int, work_s: float, now_s: float) -> Queued:
+        """Counts a prompt as to be computed here, until `dequeue`."""
+        queued = self.queue.add(num_tokens, work_s, now_s)
+        self._moved()
+        return queued
+
+    def dequeue(self, queued: Queued, now_s: float) -> None:
+        """It is computed, or will not be."""
+        self.queue.remove(queued, now_s)
+        self._moved()
+
+    def note_load(self, load: PoolLoad) -> None:
+        """Takes the worker's own report."""
+        self.load = load
+        if cost := load.prefill_cost:
+            self.queue.step_s = cost.step_s(cost.step_tokens)
+        self._moved()
+
+    def note_elsewhere(self, work: InFlight) -> None:
+        if work != self.elsewhere:
+            self.elsewhere = work
+            self._moved()
+
+    @property
+    def elsewhere_s(self) -> float:
+        """The other routers' prompts here, as time."""
+        num_tokens = self.elsewhere.num_queued_tokens
+        return self.cost.prompt_s(num_tokens) if num_tokens and self.cost else 0.0
+
+    def _load(self) -> float:
+        """By which peers are compared: of prefill pools when they will be idle, of decode pools what
+        all their streams wait for a token together."""
+        if self.worker.role is Role.PREFILL:
+            return self.queue.ends_s() + self.elsewhere_s
+        return (self.step_s or 1.0) * self.num_streams
+
+    def _moved(self) -> None:
+        if self.place is not None:
+            self.place.order.move(self.place.number, self._load())
+
+    def join(self, order: LoadOrder[Pool]) -> None:
+        """Takes its place among its peers."""
+        self.place = Place(order, order.add(self, self._load()))
+
+    def leave(self) -> None:
+        if self.place is not None:
+            self.place.order.remove(self.place.number)
+            self.place = None
 
     def note_transfer(self, num_bytes: int, transfer_s: float) -> None:
         """Learns how fast KV arrives here."""
@@ -58,16 +128,10 @@ class Pool:
             self.transfer_bytes_per_s = known + weight * (rate - known)
 
 
-@dataclass(slots=True)
-class Queued:
-    """Prompt tokens of one request that `pool` has still to compute."""
-
-    pool: Pool
-    num_tokens: int
-
-    def done(self) -> None:
-        self.pool.num_queued_tokens -= self.num_tokens
-        self.num_tokens = 0
+@dataclass(frozen=True, slots=True)
+class Place:
+    order: LoadOrder[Pool]
+    number: int
 
 
 @dataclass(slots=True)
@@ -75,6 +139,7 @@ class Pools:
     """All pools of all live workers."""
 
     _by_id: dict[PoolId, Pool] = field(default_factory=dict)
+    _peers: dict[tuple[Role, str], LoadOrder[Pool]] = field(default_factory=dict)
 
     def put(self, worker: WorkerInfo, *, draining: bool = False) -> None:
         """Adds a worker's pools, or replaces those of an earlier incarnation."""
@@ -82,24 +147,52 @@ class Pools:
             pool_id = PoolId(worker.worker_id, dp_rank)
             known = self._by_id.get(pool_id)
             if known is None or known.worker.incarnation != worker.incarnation:
-                self._by_id[pool_id] = Pool(pool_id, worker, draining=draining)
+                if known is not None:
+                    known.leave()
+                pool = self._by_id[pool_id] = Pool(pool_id, worker, draining=draining)
+                pool.join(self.by_load(worker.role, worker.model))
             else:
                 known.worker, known.draining = worker, draining
 
     def report(self, load: PoolLoad) -> None:
         pool = self._by_id.get(load.pool)
         if pool is not None and pool.worker.incarnation == load.incarnation:
-            pool.load = load
+            pool.note_load(load)
 
     def remove(self, worker_id: str) -> None:
         for pool_id in [pool_id for pool_id in self._by_id if pool_id.worker_id == worker_id]:
-            del self._by_id[pool_id]
+            self._by_id.pop(pool_id).leave()
+
+    def in_flight(self) -> dict[PoolId, InFlight]:
+        """What this router has in flight, of pools that have something."""
+        return {
+            pool.id: InFlight(pool.num_in_flight, pool.queue.num_tokens)
+            for pool in self
+            if pool.num_in_flight or pool.queue.num_tokens
+        }
+
+    def note_elsewhere(self, reports: Iterable[Mapping[PoolId, InFlight]]) -> None:
+        """What all other routers have in flight, in place of what they said before."""
+        totals: dict[PoolId, InFlight] = {}
+        for report in reports:
+            for pool_id, work in report.items():
+                known = totals.get(pool_id, _NOTHING)
+                totals[pool_id] = InFlight(
+                    known.num_requests + work.num_requests,
+                    known.num_queued_tokens + work.num_queued_tokens,
+                )
+        for pool in self:
+            pool.elsewhere = totals.get(pool.id, _NOTHING)
 
     def get(self, pool_id: PoolId) -> Pool | None:
         return self._by_id.get(pool_id)
 
     def __iter__(self) -> Iterator[Pool]:
         return iter(self._by_id.values())
+
+    def by_load(self, role: Role, model: str) -> LoadOrder[Pool]:
+        """All pools of `model` in `role`, least loaded first; some may be draining."""
+        return self._peers.setdefault((role, model), LoadOrder())
 
     def serving(self, role: Role, model: str) -> list[Pool]:
         """The pools that take new requests of `model` in `role`."""

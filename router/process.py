@@ -7,15 +7,16 @@ import logging
 import signal
 import socket
 import uuid
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
 from baton.rpc.server import Server, ServerOptions
-from baton.state.embedded import EmbeddedState
+from baton.state.choose import EMBEDDED, open_state
 from baton.state.service import RegistryServicer
 from baton.v1 import admin_pb2_grpc, inference_pb2_grpc, worker_pb2_grpc
-from router.admission import Admission
 from router.config import RouterConfig
 from router.dispatch import Dispatcher
+from router.exchange import Exchange
 from router.fleet import Fleet
 from router.gate import Gate
 from router.http.app import create_app
@@ -39,9 +40,10 @@ class Router:
         self.router_id = config.router_id or f"router-{socket.gethostname()}-{uuid.uuid4().hex[:6]}"
         pools = Pools()
         self._models = Models.load(config.model_folders(), pools)
-        self._state = EmbeddedState(config.times)
-        self._gate = Gate(Admission(config.max_in_flight_per_pool, config.max_waiting))
-        self._fleet = Fleet(self._state, pools, BlockIndex(), self.router_id, self._resize)
+        self._state = open_state(config.state, config.times)
+        self._gate = Gate(config.admission)
+        self._fleet = Fleet(self._state, pools, BlockIndex(), self.router_id, self._gate.resize)
+        self._exchange = Exchange(self._state, self.router_id, pools, self._gate.quotas)
         self._metrics = Metrics(self._gate, pools)
         self._requests = RequestLog(config.num_logged_requests, self._metrics.ended)
         self._dispatcher = Dispatcher(config, self._models, self._fleet, self._gate, self._requests)
@@ -58,8 +60,11 @@ class Router:
         slow_client_s = self.config.times.slow_client_s
         async with AsyncExitStack() as stack:
             stack.push_async_callback(self.server.stop)
-            fleet = asyncio.create_task(self._fleet.run(), name="fleet")
-            stack.push_async_callback(_cancel, fleet)
+            background = [self._state.run(), self._fleet.run()]
+            if self.config.state != EMBEDDED:
+                background.append(self._exchange.run())
+            tasks = [asyncio.create_task(each) for each in background]
+            stack.push_async_callback(_cancel, tasks)
             http = await HttpServer.start(
                 create_app(self._dispatcher, self._metrics.registry, slow_client_s),
                 self.config.host,
@@ -71,18 +76,19 @@ class Router:
             stack.push_async_callback(self.server.drain, self.config.drain_grace_s)
             await self.server.set_serving(True)
             log.info("gRPC on %s, HTTP on port %d", self.server.address, http.port)
-            await self._until_signalled(fleet)
+            await self._until_signalled(tasks)
 
-    async def _until_signalled(self, fleet: asyncio.Task[None]) -> None:
-        """Returns when it is time to leave; raises what broke `fleet`."""
+    async def _until_signalled(self, tasks: Sequence[asyncio.Task[None]]) -> None:
+        """Returns when it is time to leave; raises what broke one of the tasks."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
         stopping = asyncio.create_task(self._stop.wait(), name="signal")
-        await asyncio.wait({fleet, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({*tasks, stopping}, return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
-        if fleet.done():
-            fleet.result()
+        for task in tasks:
+            if task.done():
+                task.result()
 
     def _add_services(self) -> None:
         server = self.server
@@ -99,10 +105,8 @@ class Router:
             RegistryServicer(self._state, self.router_id),
         )
 
-    def _resize(self, num_pools: int) -> None:
-        self._gate.resize(max(1, num_pools) * self.config.max_in_flight_per_pool)
 
-
-async def _cancel(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.wait([task])
+async def _cancel(tasks: Sequence[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)

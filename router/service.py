@@ -109,8 +109,8 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         self, request: admin_pb2.GetLoadRequest, context: Context
     ) -> admin_pb2.GetLoadResponse:
         return admin_pb2.GetLoadResponse(
-            num_running_requests=self._gate.admission.num_in_flight,
-            num_waiting_requests=self._gate.admission.num_waiting,
+            num_running_requests=self._gate.num_in_flight,
+            num_waiting_requests=self._gate.num_waiting,
             pools=[
                 convert.pool_load_to_proto(load)
                 for member in self._state.snapshot()

@@ -44,7 +44,7 @@ def narrow(checkpoint: Path) -> Iterator[LocalCluster]:
         worker_flags={"num_blocks": 640},
         router_flags={"max_waiting": MAX_WAITING},
         environment={
-            "BATON_ROUTER_MAX_IN_FLIGHT_PER_POOL": str(MAX_IN_FLIGHT),
+            "BATON_ROUTER_ADMISSION_MAX_IN_FLIGHT_PER_POOL": str(MAX_IN_FLIGHT),
             "BATON_ROUTER_TIMES_SLOW_CLIENT_S": "0.5",
         },
     ) as cluster:
