@@ -1,12 +1,16 @@
 """How long a step will take, learned from the steps that were. Pure: durations are arguments.
 
 A step's time is modelled as decode_step_s + num_prefill_tokens / prefill_tokens_per_s. Both terms are
-running estimates; a single outlier (a page fault, a noisy neighbour) moves them by a bounded factor.
+running estimates; a single outlier (a page fault, a noisy neighbour) moves them by a bounded factor. What
+a router predicts by is finer: `prefill_cost`, the curve of a step over its prefill tokens.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from baton.prefill_cost import PrefillCost
+from engine.prefill_fit import PrefillFit
 
 _WEIGHT = 0.2  # of a new observation
 _MAX_FACTOR = 2.0  # by which one observation may differ from the estimate before it is clipped
@@ -21,6 +25,15 @@ class StepTimeModel:
 
     prefill_tokens_per_s: float = 0.0
     decode_step_s: float = 0.0
+    step_tokens: int = (
+        _FIRST_CHUNK  # the largest prefill that is planned in one step, as last asked
+    )
+    _fit: PrefillFit = field(default_factory=PrefillFit)
+
+    @property
+    def prefill_cost(self) -> PrefillCost | None:
+        """What prompts cost here, finer than by one rate; None before the first."""
+        return self._fit.cost(self.step_tokens)
 
     def observe(self, num_prefill_tokens: int, num_decode_tokens: int, elapsed_s: float) -> None:
         """Learns from one finished step."""
@@ -29,6 +42,7 @@ class StepTimeModel:
                 self.decode_step_s = _blend(self.decode_step_s, elapsed_s)
             return
         decode_s = min(self.decode_step_s, elapsed_s / 2) if num_decode_tokens else 0.0
+        self._fit.observe(num_prefill_tokens, elapsed_s - decode_s)
         if num_prefill_tokens >= _MIN_TOKENS and elapsed_s > 0:
             rate = num_prefill_tokens / (elapsed_s - decode_s)
             self.prefill_tokens_per_s = _blend(self.prefill_tokens_per_s, rate)
@@ -37,6 +51,12 @@ class StepTimeModel:
         self, max_step_s: float, num_decode_tokens: int, *, smallest: int, largest: int
     ) -> int:
         """Prefill tokens that fit in a step of `max_step_s` beside the decodes, within the bounds."""
+        self.step_tokens = self._chunk_budget(max_step_s, num_decode_tokens, smallest, largest)
+        return self.step_tokens
+
+    def _chunk_budget(
+        self, max_step_s: float, num_decode_tokens: int, smallest: int, largest: int
+    ) -> int:
         if not self.prefill_tokens_per_s:
             return max(smallest, min(largest, _FIRST_CHUNK))
         decode_s = self.decode_step_s if num_decode_tokens else 0.0

@@ -2,10 +2,11 @@
 
     waiting --admit--> computing --last chunk--> held --release--> gone
 
-A step packs chunks of several prompts up to a budget that keeps it within `max_step_s`. Memory for a whole
-prompt is taken at admission, so nothing is ever preempted. A computed prompt is held, its blocks still
-referenced, until its reader has confirmed them. The queue is ordered by the tokens still to be computed,
-less what a prompt has gained by waiting: short prompts pass long ones, but not for ever.
+A step computes chunks up to a budget that keeps it within `max_step_s`. Memory for a whole prompt is taken
+at admission and kept. A computed prompt is held, its blocks still referenced, until its reader has
+confirmed them. Every step is for the prompt with the fewest tokens still to be computed, less what it has
+gained by waiting: short prompts pass long ones, also those that have begun, but not for ever. Others are
+packed into the same step where that saves those who wait more than it costs those already in it.
 """
 
 from __future__ import annotations
@@ -23,12 +24,14 @@ from engine.step_time import StepTimeModel
 
 @dataclass(frozen=True, slots=True)
 class PrefillLimits:
-    """`ageing_tokens_per_s`: how many tokens of head start a second of waiting is worth."""
+    """`ageing_tokens_per_s`: how many tokens of head start a second of waiting is worth. `in_order`: first
+    come, first served, and steps packed full, as engines without these rules do."""
 
     max_step_s: float = 0.25
     min_chunk_tokens: int = 64
     max_chunk_tokens: int = 512
     ageing_tokens_per_s: float = 500.0
+    in_order: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,20 +145,41 @@ class PrefillScheduler:
         return PrefillStep(planned, drawn, prompt_logprobs)
 
     def _slices(self, budget: int, now_s: float) -> Iterator[Slice]:
-        for sample in self._computing:
-            if budget <= 0:
+        queue = (*self._computing, *self._waiting)
+        ordered = sorted(queue, key=lambda each: self._urgency(each, now_s))
+        num_tokens, num_packed, has_memory = 0, 0, True
+        for index, sample in enumerate(ordered):
+            num_behind = len(ordered) - index - 1
+            if num_packed and not self._is_worth_packing(
+                sample, num_tokens, num_packed, num_behind
+            ):
                 return
-            piece = self._slice(sample, budget)
-            budget -= len(piece.token_ids)
+            if not sample.block_table:
+                # Whoever is next waits for memory: passing it would starve long prompts.
+                has_memory = has_memory and sample_blocks.take(sample, self.blocks)
+                if not has_memory:
+                    continue
+                self._waiting.remove(sample)
+                self._computing.append(sample)
+            piece = self._slice(sample, budget - num_tokens)
+            num_tokens += len(piece.token_ids)
+            num_packed += 1
             yield piece
-        for sample in sorted(self._waiting, key=lambda each: self._urgency(each, now_s)):
-            if budget <= 0 or not sample_blocks.take(sample, self.blocks):
-                return  # whoever is next waits for memory: passing it would starve long prompts
-            self._waiting.remove(sample)
-            self._computing.append(sample)
-            piece = self._slice(sample, budget)
-            budget -= len(piece.token_ids)
-            yield piece
+            if num_tokens >= budget:
+                return
+
+    def _is_worth_packing(
+        self, sample: Sample, num_tokens: int, num_packed: int, num_behind: int
+    ) -> bool:
+        """Whether to add `sample` to a step of `num_tokens`: it and all behind it are spared a step of
+        their own, and the `num_packed` in the step wait for its tokens, too."""
+        cost = self.step_time.prefill_cost
+        if cost is None or self.limits.in_order:
+            return True
+        num_new = self._num_new(sample)
+        lost_s = cost.step_s(num_tokens + num_new) - cost.step_s(num_tokens)
+        saved_s = cost.step_s(num_new) - lost_s
+        return saved_s * (1 + num_behind) > lost_s * num_packed
 
     def _slice(self, sample: Sample, budget: int) -> Slice:
         start = sample.num_computed
@@ -168,7 +192,14 @@ class PrefillScheduler:
         )
 
     def _urgency(self, sample: Sample, now_s: float) -> tuple[float, float, int]:
-        num_hits = self.blocks.num_matched(sample.extend_block_ids(self.blocks.block_size))
-        num_new = len(sample.token_ids) - num_hits * self.blocks.block_size
+        if self.limits.in_order:
+            return (-sample.priority, sample.arrival_s, sample.handle)
         head_start = (now_s - sample.arrival_s) * self.limits.ageing_tokens_per_s
-        return (-sample.priority, num_new - head_start, sample.handle)
+        return (-sample.priority, self._num_new(sample) - head_start, sample.handle)
+
+    def _num_new(self, sample: Sample) -> int:
+        """Tokens of `sample` still to be computed; what is cached by now needs not be."""
+        if sample.block_table:
+            return sample.num_missing
+        num_hits = self.blocks.num_matched(sample.extend_block_ids(self.blocks.block_size))
+        return max(1, len(sample.token_ids) - num_hits * self.blocks.block_size)

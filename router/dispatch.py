@@ -15,8 +15,8 @@ import logging
 import random
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from functools import partial
 from math import inf
 
@@ -29,16 +29,18 @@ from baton.errors import (
     InvalidArgument,
     Unavailable,
 )
-from baton.types import PoolId, PositionLogprobs, Role
+from baton.types import PositionLogprobs, Role
 from router.admission import Ask
+from router.commitment import Commitment
 from router.config import RouterConfig
 from router.decode_stream import Leg, LegUpdate
 from router.fleet import Fleet
 from router.frontend import Admitted, Finished, GenerateUpdate, ModelCard, PromptLogprobs
 from router.gate import Gate, Place
+from router.index import Matches
 from router.models import Models, ServedModel
 from router.policy import Choice, Demand, choose
-from router.pools import Pool, Queued
+from router.pools import Pool
 from router.request import Chat, GenerateInput
 from router.request_life import RequestLife
 from router.request_log import RequestLog
@@ -177,13 +179,11 @@ class Dispatcher:
         self, life: RequestLife, decode_pools: Sequence[Pool], prefill_pools: Sequence[Pool]
     ) -> Choice | None:
         demand = Demand(life.num_tokens, self._hits(life), life.model.kv_bytes_per_token)
-        return choose(demand, decode_pools, prefill_pools, self.config.policy)
+        return choose(demand, decode_pools, prefill_pools, self.config.policy, time.monotonic())
 
-    def _hits(self, life: RequestLife) -> dict[PoolId, int]:
-        """The leading tokens that each pool has cached, by the index."""
-        block_size = life.model.fingerprint.block_size
-        matched = self._fleet.index.match(life.block_ids())
-        return {pool: num_blocks * block_size for pool, num_blocks in matched.items()}
+    def _hits(self, life: RequestLife) -> Matches:
+        """The leading tokens that each pool has cached or is about to have, by the index."""
+        return self._fleet.index.match(life.block_ids(), life.model.fingerprint.block_size)
 
     def _nobody(self, life: RequestLife) -> BatonError:
         if life.deadline_s is not None and time.monotonic() >= life.deadline_s:
@@ -196,7 +196,7 @@ class Dispatcher:
         self, life: RequestLife, choice: Choice, place: Place
     ) -> AsyncGenerator[GenerateUpdate, None]:
         life.begin_attempt(choice)
-        with choice.decode.in_flight(), choice.computing.queued(choice.num_missing) as queued:
+        with self._committed(life, choice) as commitment:
             message = life.start_message(choice, time.monotonic())
             try:
                 leg = self._fleet.start(choice.decode, message)
@@ -206,7 +206,7 @@ class Dispatcher:
                 for sample in life.samples:
                     if sample.finished:
                         leg.cancel(sample.sample_index)
-                async with aclosing(self._follow(life, leg, queued, place)) as updates:
+                async with aclosing(self._follow(life, leg, commitment, place)) as updates:
                     async for update in updates:
                         yield update
             except Unavailable as error:
@@ -216,13 +216,24 @@ class Dispatcher:
             finally:
                 leg.close()
 
+    @contextmanager
+    def _committed(self, life: RequestLife, choice: Choice) -> Iterator[Commitment]:
+        block_size = life.model.fingerprint.block_size
+        commitment = Commitment(
+            choice, life.block_ids(), block_size, self._fleet.index, time.monotonic()
+        )
+        try:
+            yield commitment
+        finally:
+            commitment.end(time.monotonic())
+
     async def _follow(
-        self, life: RequestLife, leg: Leg, queued: Queued, place: Place
+        self, life: RequestLife, leg: Leg, commitment: Commitment, place: Place
     ) -> AsyncGenerator[GenerateUpdate, None]:
         while True:
             update = await leg.take()
             if update.rows:
-                queued.done()
+                commitment.computed(time.monotonic())
                 place.computed()
             if update.prefill_lost is not None:
                 self._reroute(life, leg)

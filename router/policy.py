@@ -1,15 +1,17 @@
 """Which decode pool serves a request, and who computes its prompt. Pure: what is known of the pools goes
 in, the choice and the predictions behind it come out.
 
-Every pair is judged by its predicted time to first token:
+Every pair is judged by its predicted time to first token, as its parts:
 
-    local    D's queue + the tokens D lacks at D's rate
-    remote   P's queue + the tokens P lacks at P's rate + the part of the transfer of what D lacks that
-             is not hidden behind that prefill
+    local    D's queue + the tokens D lacks at D's cost
+    remote   P's queue + the tokens P lacks at P's cost + the hand-off and the part of the transfer of
+             what D lacks that is not hidden behind that prefill
 
-A local prefill also takes its time from all that D decodes; a share of it, growing with the streams that
-run there, is added to its cost (not to its predicted time). So a long prompt goes to a prefill worker, a
-short suffix of a long conversation stays where its KV is, and whoever is overloaded is passed over.
+and by what it costs others, which is added to its cost but not to its predicted time: the prompts it passes
+in P's queue wait longer, D steps slower with every stream, and a local prefill takes its time from all that
+D decodes. So a long prompt goes to a prefill worker, a short suffix of a long conversation stays where its
+KV is, short prompts keep out of the way of long ones, and whoever is overloaded is passed over. A prefix
+that many ask for is computed again elsewhere as soon as waiting for its holder costs more than that.
 """
 
 from __future__ import annotations
@@ -17,21 +19,30 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from baton.prefill_cost import PrefillCost
 from baton.types import PoolId, PrefillChoice
 from router.pools import Pool
 
-_DEFAULT_TOKENS_PER_S = 1000.0  # until any worker has measured its rate
+_DEFAULT_COST = PrefillCost.at_rate(1000.0)  # until any worker has measured its own
 
 
 @dataclass(frozen=True, slots=True)
 class PolicySettings:
     """`hand_off_s`: what a hand-off costs beside moving bytes. `transfer_bytes_per_s`: until hand-offs
-    were measured. `interference`: cost of a second of local prefill, and of that per running stream."""
+    were measured. `interference`: cost of a second of local prefill, and of that per running stream.
+    `delay_weight`: cost of a second for which a passed prompt waits longer, and `delay_weight_per_s` of
+    that per second that it has to go itself: the longest answers are the ones that people notice.
+    `itl_target_s`: pools that step slower are passed over while others are there; 0 is none.
+    `local_prefill`: whether decode workers compute prompts while a prefill worker is up."""
 
     hand_off_s: float = 0.012
     transfer_bytes_per_s: float = 1e9
     interference: float = 0.25
     interference_per_stream: float = 0.1
+    delay_weight: float = 1.0
+    delay_weight_per_s: float = 4.0
+    itl_target_s: float = 0.0
+    local_prefill: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +55,48 @@ class Demand:
 
 
 @dataclass(frozen=True, slots=True)
+class Way:
+    """What one way to compute a prompt and get it to its decode pool is predicted to take, in seconds:
+    the parts of its time to first token, and what it costs others."""
+
+    wait_s: float
+    compute_s: float
+    transfer_s: float  # what of it is not hidden behind the prefill, and the hand-off
+    others_s: float
+
+    @property
+    def ttft_s(self) -> float:
+        return self.wait_s + self.compute_s + self.transfer_s
+
+    @property
+    def cost_s(self) -> float:
+        return self.wait_s + self.compute_s + self.transfer_s + self.others_s
+
+
+@dataclass(frozen=True, slots=True)
 class Choice:
-    """`prefill` None: on the decode worker itself. Predictions are for the chosen decode pool; that of
-    the remote way is None where no prefill pool is up. `num_missing`: tokens to be computed."""
+    """`prefill` None: on the decode worker itself. The ways are those to the chosen decode pool; the
+    remote one is None where no prefill pool is up. `num_missing`: those of `num_tokens` to be computed."""
 
     decode: Pool
     prefill: Pool | None
+    num_tokens: int
     num_missing: int
-    local_ttft_s: float
-    remote_ttft_s: float | None
+    local: Way
+    remote: Way | None
+
+    @property
+    def way(self) -> Way:
+        """The one that was chosen."""
+        return self.local if self.prefill is None or self.remote is None else self.remote
+
+    @property
+    def local_ttft_s(self) -> float:
+        return self.local.ttft_s
+
+    @property
+    def remote_ttft_s(self) -> float | None:
+        return self.remote.ttft_s if self.remote else None
 
     @property
     def computing(self) -> Pool:
@@ -67,67 +111,93 @@ class Choice:
         return PrefillChoice(self.prefill.id, worker.incarnation, worker.address)
 
 
+@dataclass(slots=True)
+class _Leg:
+    """A pool that could compute the prompt: what holds whoever decodes."""
+
+    pool: Pool
+    num_missing: int
+    wait_s: float
+    compute_s: float
+    harm_s: float
+    cost_s: float
+
+
 def choose(
     demand: Demand,
     decode_pools: Sequence[Pool],
     prefill_pools: Sequence[Pool],
     settings: PolicySettings,
+    now_s: float = 0.0,
 ) -> Choice | None:
-    """The pair of the least cost; None where no decode pool is up.
+    """The pair of the least cost among those within the ITL target; None where no decode pool is up.
 
     Ties go to the pool with the emptier cache, not to the lowest number: otherwise one worker's cache
     fills while its neighbour's stays empty.
     """
-    best: tuple[tuple[float, int], Choice] | None = None
-    usual = _usual_rate((*decode_pools, *prefill_pools))
-    prefill = min(prefill_pools, key=lambda pool: _prefill_s(demand, pool, usual), default=None)
+    usual = _usual_cost((*decode_pools, *prefill_pools))
+    legs = [_leg(demand, pool, settings, usual, now_s) for pool in prefill_pools]
+    legs.sort(key=lambda leg: (leg.cost_s, -_num_unused_blocks(leg.pool)))
+    best: tuple[bool, float, int] | None = None
+    choice: Choice | None = None
     for decode in decode_pools:
-        for cost_s, choice in _ways(demand, decode, prefill, settings, usual):
-            rank = (cost_s, -_num_unused_blocks(decode))
-            if best is None or rank < best[0]:
-                best = (rank, choice)
-    return best[1] if best else None
+        is_slow = 0.0 < settings.itl_target_s < decode.step_s
+        # A decode worker with more streams steps slower for all of them: load spreads among equals.
+        crowding_s = decode.step_s * decode.num_streams
+        unused = -_num_unused_blocks(decode)
+        own = _leg(demand, decode, settings, usual, now_s)
+        local = _local(own, crowding_s, settings)
+        leg, remote = _best_remote(demand, decode, crowding_s, legs, settings)
+        stays = remote is None or (settings.local_prefill and local.cost_s < remote.cost_s)
+        rank = (is_slow, local.cost_s if stays or remote is None else remote.cost_s, unused)
+        if best is None or rank < best:
+            best = rank
+            chosen = own if stays or leg is None else leg
+            prefill = None if chosen is own else chosen.pool
+            choice = Choice(decode, prefill, demand.num_tokens, chosen.num_missing, local, remote)
+    return choice
 
 
-def _ways(
+def _local(own: _Leg, crowding_s: float, settings: PolicySettings) -> Way:
+    share = settings.interference + settings.interference_per_stream * own.pool.num_streams
+    return Way(own.wait_s, own.compute_s, 0.0, own.harm_s + share * own.compute_s + crowding_s)
+
+
+def _best_remote(
     demand: Demand,
     decode: Pool,
-    prefill: Pool | None,
+    crowding_s: float,
+    legs: Sequence[_Leg],
     settings: PolicySettings,
-    usual: float,
-) -> list[tuple[float, Choice]]:
-    """The local and the remote way to `decode`, each with its cost in seconds."""
-    num_missing = _num_missing(demand, decode)
-    rate = _rate(decode, usual)
-    compute_s = num_missing / rate
-    local_s = decode.num_queued_tokens / rate + compute_s
-    num_streams = decode.num_in_flight
-    share = settings.interference + settings.interference_per_stream * num_streams
-    remote_s = None if prefill is None else _remote_s(demand, decode, prefill, settings, usual)
-    # A decode worker with more streams steps slower for all of them: load spreads among equals.
-    crowding_s = decode.step_s * num_streams
-    local = Choice(decode, None, num_missing, local_s, remote_s)
-    ways = [(local_s + share * compute_s + crowding_s, local)]
-    if prefill is not None and remote_s is not None:
-        remote = Choice(decode, prefill, _num_missing(demand, prefill), local_s, remote_s)
-        ways.append((remote_s + crowding_s, remote))
-    return ways
-
-
-def _remote_s(
-    demand: Demand, decode: Pool, prefill: Pool, settings: PolicySettings, usual: float
-) -> float:
+) -> tuple[_Leg | None, Way | None]:
+    """`legs` stand in the order of their own cost, so that the first few decide."""
+    best: _Leg | None = None
+    best_exposed_s = best_cost_s = float("inf")
     num_bytes = _num_missing(demand, decode) * demand.kv_bytes_per_token
     transfer_s = num_bytes / (decode.transfer_bytes_per_s or settings.transfer_bytes_per_s)
-    compute_s = _num_missing(demand, prefill) / _rate(prefill, usual)
-    num_layers = max(1, prefill.worker.fingerprint.num_layers)
-    # Layer by layer: all but the last layer's part leaves while the next one is computed.
-    exposed_s = max(transfer_s / num_layers, transfer_s - compute_s)
-    return _prefill_s(demand, prefill, usual) + exposed_s + settings.hand_off_s
+    for leg in legs:
+        if leg.cost_s >= best_cost_s:
+            break
+        # Layer by layer: all but the last layer's part leaves while the next one is computed.
+        num_layers = max(1, leg.pool.worker.fingerprint.num_layers)
+        exposed_s = max(transfer_s / num_layers, transfer_s - leg.compute_s)
+        if leg.cost_s + exposed_s < best_cost_s:
+            best, best_exposed_s, best_cost_s = leg, exposed_s, leg.cost_s + exposed_s
+    if best is None:
+        return None, None
+    moved_s = best_exposed_s + settings.hand_off_s
+    return best, Way(best.wait_s, best.compute_s, moved_s, best.harm_s + crowding_s)
 
 
-def _prefill_s(demand: Demand, pool: Pool, usual: float) -> float:
-    return (pool.num_queued_tokens + _num_missing(demand, pool)) / _rate(pool, usual)
+def _leg(
+    demand: Demand, pool: Pool, settings: PolicySettings, usual: PrefillCost, now_s: float
+) -> _Leg:
+    num_missing = _num_missing(demand, pool)
+    compute_s = (pool.cost or usual).prompt_s(num_missing)
+    quote = pool.queue.quote(compute_s, now_s, settings.delay_weight_per_s)
+    wait_s = quote.wait_s + pool.elsewhere_s
+    harm_s = settings.delay_weight * quote.harm_s
+    return _Leg(pool, num_missing, wait_s, compute_s, harm_s, wait_s + compute_s + harm_s)
 
 
 def _num_missing(demand: Demand, pool: Pool) -> int:
@@ -135,16 +205,15 @@ def _num_missing(demand: Demand, pool: Pool) -> int:
     return max(1, demand.num_tokens - demand.hits.get(pool.id, 0))
 
 
-def _rate(pool: Pool, usual: float) -> float:
-    """Prompt tokens per second, measured by the worker; until then what is usual among its peers, so
-    that a worker is not passed over for ever because nobody has tried it."""
-    return (pool.load.prefill_tokens_per_s if pool.load else 0.0) or usual
+def _usual_cost(pools: Iterable[Pool]) -> PrefillCost:
+    """Of a pool that has not measured its own: that of the middle one of its peers, so that a worker is
+    not passed over for ever because nobody has tried it."""
+    costs = [cost for pool in pools if (cost := pool.cost)]
+    return sorted(costs, key=_thousand_s)[len(costs) // 2] if costs else _DEFAULT_COST
 
 
-def _usual_rate(pools: Iterable[Pool]) -> float:
-    rates = sorted(pool.load.prefill_tokens_per_s for pool in pools if pool.load)
-    measured = [rate for rate in rates if rate]
-    return measured[len(measured) // 2] if measured else _DEFAULT_TOKENS_PER_S
+def _thousand_s(cost: PrefillCost) -> float:
+    return cost.prompt_s(1000)
 
 
 def _num_unused_blocks(pool: Pool) -> int:

@@ -6,7 +6,6 @@ Pure: reports and the router's own decisions go in, candidates come out.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from baton.prefill_cost import PrefillCost
@@ -29,9 +28,10 @@ class Pool:
     load: PoolLoad | None = None
     draining: bool = False
     num_in_flight: int = 0
-    num_queued_tokens: int = 0
+    queue: PrefillQueue = field(default_factory=PrefillQueue)
     elsewhere: InFlight = _NOTHING  # what the other routers said last that they have here
     transfer_bytes_per_s: float = 0.0  # into this pool; 0 until measured
+    place: Place | None = None  # among its peers, by load
 
     @property
     def step_s(self) -> float:
@@ -61,15 +61,6 @@ class Pool:
     def end(self) -> None:
         self.num_in_flight -= 1
         self._moved()
-
-    @contextmanager
-    def in_flight(self) -> Iterator[None]:
-        """Counts a request as in flight here for as long as the block runs."""
-        self.begin()
-        try:
-            yield
-        finally:
-            self.end()
 
     def enqueue(self, num_tokens: int, work_s: float, now_s: float) -> Queued:
         """Counts a prompt as to be computed here, until `dequeue`."""

@@ -52,4 +52,5 @@ def test_random_events_match_a_plain_model() -> None:
         assert index.blocks_of(each) == set(map(block, blocks))
     for each in pools:
         index.drop(each)
-    assert len(index) == 0
+        assert index.blocks_of(each) == set()
+    assert index.match(map(block, range(40))) == {}

@@ -75,7 +75,9 @@ def test_a_busy_decode_worker_ships_what_an_idle_one_keeps() -> None:
 
 def test_a_long_queue_at_prefill_keeps_the_prompt_local() -> None:
     decode, prefill = [pool("d")], pool("p", Role.PREFILL)
-    prefill.num_queued_tokens = 5000
+    prefill.enqueue(1500, 1.5, now_s=0.0)
+    prefill.enqueue(1500, 1.5, now_s=0.0)
+    prefill.enqueue(1500, 1.5, now_s=0.0)
     assert chosen(2048, decode, [prefill]).prefill is None
 
 

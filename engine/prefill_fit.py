@@ -1,0 +1,105 @@
+"""Learns what a prefill step of n tokens costs, a n^2 + b n + c, from the steps that were. Pure.
+
+Steps are averaged by size first (bins half an octave wide), each average moving slowly and by bounded
+factors, so that neither an outlier nor the size that happens to be common bends the curve. The curve is the
+least-squares one through the averages, by relative error, whose coefficients are not negative; of terms that
+the sizes seen cannot tell apart only the first few are used.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from baton.prefill_cost import PrefillCost
+
+_WEIGHT = 0.2  # of a new observation in its bin's average
+_MAX_FACTOR = 2.0  # by which it may differ from the average before it is clipped
+_SCALE = 1024.0  # tokens are counted in these, so that the three terms are of one magnitude
+_POWERS = ((1,), (1, 0), (2, 1), (2, 1, 0))  # of n: the curves tried, plain ones first
+_BETTER = 0.9  # a curve of more terms must leave less than this share of the error
+
+
+@dataclass(slots=True)
+class _Bin:
+    num_tokens: float
+    step_s: float
+
+
+@dataclass(slots=True)
+class PrefillFit:
+    _bins: dict[int, _Bin] = field(default_factory=dict)
+    _terms: dict[int, float] | None = (
+        None  # of the curve, by power of n; None where it is to be found
+    )
+
+    def observe(self, num_tokens: int, step_s: float) -> None:
+        """Learns from one step of `num_tokens` that took `step_s`."""
+        if num_tokens <= 0 or step_s <= 0:
+            return
+        self._terms = None
+        index = round(2 * math.log2(num_tokens))
+        known = self._bins.get(index)
+        if known is None:
+            self._bins[index] = _Bin(num_tokens, step_s)
+            return
+        least, most = known.step_s / _MAX_FACTOR, known.step_s * _MAX_FACTOR
+        known.step_s += _WEIGHT * (min(max(step_s, least), most) - known.step_s)
+        known.num_tokens += _WEIGHT * (num_tokens - known.num_tokens)
+
+    def cost(self, step_tokens: int) -> PrefillCost | None:
+        """The curve through what was seen, for prompts in steps of `step_tokens`; None before that."""
+        if not self._bins:
+            return None
+        terms = self._terms = self._terms or self._best_curve()
+        return PrefillCost(
+            terms.get(2, 0.0) / _SCALE**2, terms[1] / _SCALE, terms.get(0, 0.0), step_tokens
+        )
+
+    def _best_curve(self) -> dict[int, float]:
+        """The line through the origin is always among them."""
+        curves = self._curves()
+        least, best = next(curves)
+        for error, terms in curves:
+            if error < _BETTER * least:
+                least, best = error, terms
+        return best
+
+    def _curves(self) -> Iterator[tuple[float, dict[int, float]]]:
+        """Those whose coefficients are not negative, each with its squared relative error."""
+        sizes = [each.num_tokens / _SCALE for each in self._bins.values()]
+        times = [each.step_s for each in self._bins.values()]
+        for powers in _POWERS:
+            if len(powers) > len(sizes):
+                return
+            rows = [[n**power / t for power in powers] for n, t in zip(sizes, times, strict=True)]
+            solution = _least_squares(rows)
+            if solution is not None and min(solution) >= 0:
+                error = sum((_dot(row, solution) - 1.0) ** 2 for row in rows)
+                yield error, dict(zip(powers, solution, strict=True))
+
+
+def _least_squares(rows: Sequence[Sequence[float]]) -> list[float] | None:
+    """x that makes every row . x nearest to 1; None where the rows do not determine it."""
+    width = len(rows[0])
+    # The normal equations, with their right side as last column, by Gauss and Jordan.
+    matrix = [
+        [sum(row[i] * row[j] for row in rows) for j in range(width)] + [sum(row[i] for row in rows)]
+        for i in range(width)
+    ]
+    for pivot in range(width):
+        best = max(range(pivot, width), key=lambda i: abs(matrix[i][pivot]))
+        matrix[pivot], matrix[best] = matrix[best], matrix[pivot]
+        head = matrix[pivot][pivot]
+        if abs(head) < 1e-12:
+            return None
+        matrix[pivot] = [value / head for value in matrix[pivot]]
+        for i in range(width):
+            if i != pivot and (factor := matrix[i][pivot]):
+                matrix[i] = [a - factor * b for a, b in zip(matrix[i], matrix[pivot], strict=True)]
+    return [row[width] for row in matrix]
+
+
+def _dot(a: Sequence[float], b: Sequence[float]) -> float:
+    return sum(x * y for x, y in zip(a, b, strict=True))

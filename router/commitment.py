@@ -1,0 +1,51 @@
+"""What a choice makes true before any worker says so: a stream in flight, a prompt in a queue, and blocks on
+their way, which are hits for whoever asks next. Pure.
+
+    Commitment ── computed (the first token is there) ── end (nothing more will come)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from baton.types import BlockId
+from router.index import BlockIndex
+from router.policy import Choice
+from router.prefill_queue import Queued
+
+
+class Commitment:
+    """In force from its making. `block_ids`: of the prompt's full blocks, from the first on."""
+
+    def __init__(
+        self,
+        choice: Choice,
+        block_ids: Sequence[BlockId],
+        block_size: int,
+        index: BlockIndex,
+        now_s: float,
+    ) -> None:
+        self._choice = choice
+        self._index = index
+        choice.decode.begin()
+        self._queued: Queued | None = choice.computing.enqueue(
+            choice.num_missing, choice.way.compute_s, now_s
+        )
+        pools = {choice.decode.id, choice.computing.id}
+        num_hits = max(0, choice.num_tokens - choice.num_missing) // block_size
+        self._expected = [(pool, block_ids[num_hits:]) for pool in pools]
+        for pool, missing in self._expected:
+            index.expect(pool, missing)
+
+    def computed(self, now_s: float) -> None:
+        """The prompt is computed, or will not be; may be said again."""
+        if self._queued is None:
+            return
+        self._choice.computing.dequeue(self._queued, now_s)
+        self._queued = None
+        for pool, missing in self._expected:
+            self._index.settle(pool, missing)
+
+    def end(self, now_s: float) -> None:
+        self.computed(now_s)
+        self._choice.decode.end()
