@@ -94,7 +94,8 @@ class Router:
         server = self.server
         server.add(
             inference_pb2_grpc.add_InferenceServicer_to_server,
-            InferenceService(self._dispatcher, self._models),
+            InferenceService(self._dispatcher, self._models, server.one_request),
+            sessions=("Session",),
         )
         server.add_background(
             admin_pb2_grpc.add_AdminServicer_to_server,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
@@ -12,11 +12,9 @@ from baton import convert
 from baton.errors import InvalidArgument
 from baton.rpc.context import remaining_s
 from baton.state.base import ClusterState, Member
-from baton.types import PositionLogprobs
 from baton.v1 import (
     admin_pb2,
     admin_pb2_grpc,
-    common_pb2,
     inference_pb2,
     inference_pb2_grpc,
     worker_pb2,
@@ -24,38 +22,50 @@ from baton.v1 import (
 )
 from router.dispatch import Dispatcher
 from router.fleet import Fleet
-from router.frontend import Admitted, Deltas, Finished, GenerateUpdate, PromptLogprobs, SampleDelta
 from router.gate import Gate
 from router.models import Models
-from router.request import Chat, GenerateInput, Message, Prompt, SamplingInput
+from router.request import Chat
 from router.request_life import RequestLife
 from router.request_log import RequestLog
+from router.session import Counted, Session
+from router.wire import generate_input, prompt, response
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class InferenceService(inference_pb2_grpc.InferenceServicer):
-    def __init__(self, dispatcher: Dispatcher, models: Models) -> None:
+    """`counted`: entered for every request of a session while it lasts, as calls are by the server."""
+
+    def __init__(self, dispatcher: Dispatcher, models: Models, counted: Counted) -> None:
         self._dispatcher = dispatcher
         self._models = models
+        self._counted = counted
 
     async def Generate(
         self, request: inference_pb2.GenerateRequest, context: Context
     ) -> AsyncIterator[inference_pb2.GenerateResponse]:
-        asked = _generate_input(request, remaining_s(context))
+        asked = generate_input(request, remaining_s(context))
         async with aclosing(self._dispatcher.generate(asked)) as updates:
             async for update in updates:
-                yield _response(update)
+                yield response(update)
+
+    async def Session(
+        self, request_iterator: AsyncIterator[inference_pb2.SessionRequest], context: Context
+    ) -> AsyncIterator[inference_pb2.SessionResponse]:
+        session = Session(self._dispatcher, self._counted)
+        async with aclosing(session.serve(request_iterator)) as responses:
+            async for each in responses:
+                yield each
 
     async def Tokenize(
         self, request: inference_pb2.TokenizeRequest, context: Context
     ) -> inference_pb2.TokenizeResponse:
         model = self._models.get(request.model)
-        prompt = _prompt(request)
-        if not isinstance(prompt, str | Chat):
+        asked = prompt(request)
+        if not isinstance(asked, str | Chat):
             raise InvalidArgument("one of text or chat is needed", field="prompt")
         special = not request.HasField("add_special_tokens") or request.add_special_tokens
-        token_ids = await self._dispatcher.encode(model, prompt, special=special)
+        token_ids = await self._dispatcher.encode(model, asked, special=special)
         return inference_pb2.TokenizeResponse(token_ids=token_ids)
 
     async def Detokenize(
@@ -123,107 +133,6 @@ class AdminService(admin_pb2_grpc.AdminServicer):
     ) -> admin_pb2.ListRequestsResponse:
         lives = self._requests.newest(request.limit or 100)
         return admin_pb2.ListRequestsResponse(requests=map(_request_status, lives))
-
-
-# Requests in
-
-
-def _generate_input(
-    request: inference_pb2.GenerateRequest, timeout_s: float | None
-) -> GenerateInput:
-    return GenerateInput(
-        prompt=_prompt(request),
-        sampling=_sampling_input(request.sampling),
-        request_id=request.request_id,
-        model=request.model,
-        output_token_ids=tuple(tuple(sample.ids) for sample in request.output_token_ids),
-        tenant=request.tenant,
-        priority=request.priority,
-        detokenize=not request.HasField("detokenize") or request.detokenize,
-        timeout_s=timeout_s,
-    )
-
-
-def _prompt(request: inference_pb2.GenerateRequest | inference_pb2.TokenizeRequest) -> Prompt:
-    match request.WhichOneof("prompt"):
-        case "text":
-            return request.text
-        case "chat":
-            return Chat(tuple(Message(m.role, m.content) for m in request.chat.messages))
-        case "token_ids":
-            assert isinstance(request, inference_pb2.GenerateRequest)
-            return tuple(request.token_ids.ids)
-        case _:
-            return None
-
-
-_OPTIONAL = (
-    "max_tokens",
-    "temperature",
-    "top_k",
-    "top_p",
-    "repetition_penalty",
-    "seed",
-    "logprobs",
-    "prompt_logprobs",
-    "n",
-)
-
-
-def _sampling_input(message: common_pb2.SamplingParams) -> SamplingInput:
-    given = {field.name for field, _ in message.ListFields()}
-    optional = {name: getattr(message, name) for name in _OPTIONAL if name in given}
-    return SamplingInput(
-        min_tokens=message.min_tokens,
-        min_p=message.min_p,
-        frequency_penalty=message.frequency_penalty,
-        presence_penalty=message.presence_penalty,
-        logit_bias=dict(message.logit_bias),
-        stop=tuple(message.stop),
-        stop_token_ids=tuple(message.stop_token_ids),
-        ignore_eos=message.ignore_eos,
-        **optional,
-    )
-
-
-# Answers out
-
-
-def _response(update: GenerateUpdate) -> inference_pb2.GenerateResponse:
-    match update:
-        case Admitted():
-            return inference_pb2.GenerateResponse(
-                request_id=update.request_id,
-                admitted=inference_pb2.Admitted(
-                    model=update.model,
-                    seed=update.seed,
-                    num_prompt_tokens=update.num_prompt_tokens,
-                ),
-            )
-        case PromptLogprobs(positions):
-            return inference_pb2.GenerateResponse(prompt_logprobs=_logprobs(positions))
-        case Deltas(deltas):
-            return inference_pb2.GenerateResponse(deltas=map(_delta, deltas))
-        case Finished(usage, timeline):
-            return inference_pb2.GenerateResponse(
-                usage=convert.usage_to_proto(usage), timeline=convert.timeline_to_proto(timeline)
-            )
-
-
-def _delta(delta: SampleDelta) -> inference_pb2.SampleDelta:
-    return inference_pb2.SampleDelta(
-        sample_index=delta.sample_index,
-        text=delta.text,
-        token_ids=delta.token_ids,
-        logprobs=_logprobs(delta.logprobs),
-        finish_reason=convert.finish_reason_to_proto(delta.finish_reason),
-        stop=delta.stop or "",
-        stop_token_id=delta.stop_token_id or 0,
-    )
-
-
-def _logprobs(positions: Sequence[PositionLogprobs]) -> list[common_pb2.PositionLogprobs]:
-    return [convert.logprobs_to_proto(position) for position in positions]
 
 
 def _worker_status(member: Member, connected: bool) -> admin_pb2.WorkerStatus:

@@ -89,6 +89,35 @@ class FakeInference(inference_pb2_grpc.InferenceServicer):
             finish_reason=convert.finish_reason_to_proto(FinishReason.LENGTH if last else None),
         )
 
+    async def Session(self, messages: Any, context: Any) -> AsyncIterator[Any]:
+        """What a router's does, over the same `Generate`, without gathering."""
+        outgoing: asyncio.Queue[pb.SessionUpdate | None] = asyncio.Queue()
+        running: dict[int, asyncio.Task[None]] = {}
+
+        async def run(start: pb.SessionStart) -> None:
+            try:
+                async for each in self.Generate(start.request, _Inner(start)):
+                    outgoing.put_nowait(pb.SessionUpdate(key=start.key, response=each))
+            except errors.BatonError as error:
+                message = convert.error_to_proto(error)
+                outgoing.put_nowait(pb.SessionUpdate(key=start.key, error=message))
+
+        async def read() -> None:
+            async for message in messages:
+                if message.HasField("start"):
+                    running[message.start.key] = asyncio.create_task(run(message.start))
+                else:
+                    running[message.cancel.key].cancel()
+            outgoing.put_nowait(None)
+
+        reader = asyncio.create_task(read())
+        try:
+            while (update := await outgoing.get()) is not None:
+                yield pb.SessionResponse(updates=[update])
+        finally:
+            for task in (reader, *running.values()):
+                task.cancel()
+
     async def Tokenize(self, request: Any, context: Any) -> pb.TokenizeResponse:
         if self.refuse is not None:
             raise self.refuse
@@ -104,3 +133,16 @@ class FakeInference(inference_pb2_grpc.InferenceServicer):
         return pb.ListModelsResponse(
             models=[pb.Model(name="fake", max_model_len=64, vocab_size=256)]
         )
+
+
+class _Inner:
+    """The context of a request in a session, as far as `Generate` looks at it."""
+
+    def __init__(self, start: pb.SessionStart) -> None:
+        self._start = start
+
+    def invocation_metadata(self) -> dict[str, str]:
+        return {"traceparent": self._start.traceparent}
+
+    def time_remaining(self) -> float | None:
+        return self._start.timeout_s or None

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import grpc
 
+from baton.client.session import Session
 from baton.errors import InvalidArgument, Unavailable
 from baton.rpc.channel import channel
 from baton.rpc.status import from_rpc_error
@@ -16,7 +17,7 @@ Answer = TypeVar("Answer")
 
 
 class Replicas:
-    """Channels are made on first use, since they belong to the event loop that runs then."""
+    """Channels and sessions are made on first use, since they belong to the event loop that runs then."""
 
     def __init__(self, addresses: str | Sequence[str]) -> None:
         self.addresses = (addresses,) if isinstance(addresses, str) else tuple(addresses)
@@ -24,6 +25,7 @@ class Replicas:
             raise InvalidArgument("must name at least one router", field="addresses")
         self._current = 0
         self._channels: dict[str, grpc.aio.Channel] = {}
+        self._sessions: dict[str, Session] = {}
 
     def current(self) -> str:
         """The address to use now."""
@@ -33,6 +35,11 @@ class Replicas:
         if address not in self._channels:
             self._channels[address] = channel(address)
         return self._channels[address]
+
+    def session(self, address: str) -> Session:
+        if address not in self._sessions:
+            self._sessions[address] = Session(self.channel(address))
+        return self._sessions[address]
 
     def failed(self, address: str) -> None:
         """Others come first from now on. Told by several streams at once, it moves on once."""
@@ -56,6 +63,9 @@ class Replicas:
                 raise typed from error
 
     async def close(self) -> None:
+        while self._sessions:
+            _, session = self._sessions.popitem()
+            await session.close()
         while self._channels:
             _, link = self._channels.popitem()
             await link.close(grace=None)

@@ -19,16 +19,13 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Self
 
-import grpc
-
 from baton import convert
 from baton.client.replicas import Replicas
 from baton.client.results import Delta, delta_from_proto
-from baton.errors import DeadlineExceeded, Internal, Unavailable
-from baton.rpc import context
-from baton.rpc.status import from_rpc_error
+from baton.client.session import Call
+from baton.errors import BatonError, DeadlineExceeded, Internal, Unavailable
 from baton.types import PositionLogprobs, Timeline, Usage
-from baton.v1 import inference_pb2, inference_pb2_grpc
+from baton.v1 import inference_pb2
 
 # How long a stream that has begun looks for a router to go on at. One that has not begun asks each
 # replica once: there is nothing to lose yet, and a wrong address should be told at once.
@@ -70,7 +67,7 @@ class AsyncStream:
         self.num_continuations = 0
         self._replicas = replicas
         self._request = request
-        self._metadata = context.metadata(traceparent)
+        self._traceparent = traceparent
         self._timeout_s = timeout_s
         self._deadline_s: float | None = (
             None  # on the event loop's clock, from the first attempt on
@@ -81,10 +78,7 @@ class AsyncStream:
         self._closed = False
         self._search: _Search | None = None
         self._address = ""
-        self._call: (
-            grpc.aio.UnaryStreamCall[inference_pb2.GenerateRequest, inference_pb2.GenerateResponse]
-            | None
-        ) = None
+        self._call: Call | None = None
         self._ready: deque[Delta] = deque()
 
     async def receive(self) -> list[Delta]:
@@ -125,28 +119,25 @@ class AsyncStream:
         """One message, or one step of the search for a router."""
         call = self._call or self._open()
         try:
-            message = await call.read()
-        except asyncio.CancelledError:
-            if self._closed:  # by `cancel`, from another task
-                return
-            raise
-        except grpc.aio.AioRpcError as error:
+            async with asyncio.timeout_at(self._deadline_s):
+                message = await call.read()
+        except TimeoutError:  # the router would have said so, if it lived
+            self.cancel()
+            raise DeadlineExceeded("the deadline passed") from None
+        except BatonError as error:
             await self._lost(error)
             return
-        if isinstance(message, inference_pb2.GenerateResponse):
+        if message is not None:
             self._take(message)
-        elif self.usage is None:
+        elif self.usage is None and not self._closed:
             raise Internal("the stream ended without its last message")
         else:
             self._closed = True
 
-    def _open(
-        self,
-    ) -> grpc.aio.UnaryStreamCall[inference_pb2.GenerateRequest, inference_pb2.GenerateResponse]:
+    def _open(self) -> Call:
         self._address = self._replicas.current()
-        stub = inference_pb2_grpc.InferenceStub(self._replicas.channel(self._address))
-        self._call = stub.Generate(
-            self._request, timeout=self._remaining_s(), metadata=self._metadata
+        self._call = self._replicas.session(self._address).start(
+            self._request, timeout_s=self._remaining_s(), traceparent=self._traceparent
         )
         return self._call
 
@@ -183,24 +174,23 @@ class AsyncStream:
             self._finished.add(delta.sample_index)
         self._ready.append(delta)
 
-    async def _lost(self, error: grpc.aio.AioRpcError) -> None:
+    async def _lost(self, error: BatonError) -> None:
         """Prepares to go on at the next router, or raises what cannot be mended."""
-        typed = from_rpc_error(error)
         self._call = None
-        if not isinstance(typed, Unavailable):
-            raise typed from error
+        if not isinstance(error, Unavailable):
+            raise error
         now_s = asyncio.get_running_loop().time()
         search = self._search = self._search or _Search(since_s=now_s)
         search.num_failures += 1
         self._replicas.failed(self._address)
         asked_all = search.num_failures % len(self._replicas.addresses) == 0
         if asked_all and (not self._begun or now_s - search.since_s > _RECONNECT_S):
-            raise typed from error
+            raise error
         if asked_all:
             await asyncio.sleep(search.backoff_s)
             search.backoff_s = min(_MAX_BACKOFF_S, 2 * search.backoff_s)
         if self._remaining_s() == 0:
-            raise DeadlineExceeded(f"no router to go on at: {typed}") from error
+            raise DeadlineExceeded(f"no router to go on at: {error}") from error
         if self._begun and search.num_failures == 1:
             self._continue()
 

@@ -3,13 +3,15 @@
 It knows no service by name. Two kinds are added to it: those whose calls are the work (`add`), for
 which a drain waits, and those that accompany it (`add_background`: streams between processes that
 last as long as both live, and what operators call), which go on being answered until the very end.
+A session is a call that carries work: a drain waits for the requests in it (`one_request`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
@@ -56,6 +58,7 @@ class Server:
         self.options = options or ServerOptions()
         self.port = 0  # the real one, once started
         self._calls = Calls(self.options.max_open_streams, self.options.slow_client_s)
+        self._session_calls = Calls(self.options.max_open_streams, self.options.slow_client_s)
         self._background_calls = Calls(self.options.max_open_streams)
         self._services: list[str] = []
         self._health = health.aio.HealthServicer()
@@ -78,20 +81,37 @@ class Server:
     def address(self) -> str:
         return f"{_bracketed(self.options.host)}:{self.port}"
 
-    def add(self, register: Register[Servicer], servicer: Servicer) -> None:
-        """Calls that are the work. `register`: the generated `add_<Service>Servicer_to_server`."""
-        self._add(register, servicer, self._calls)
+    def add(
+        self, register: Register[Servicer], servicer: Servicer, *, sessions: Sequence[str] = ()
+    ) -> None:
+        """Calls that are the work. `register`: the generated `add_<Service>Servicer_to_server`.
+        `sessions`: methods whose calls last as long as their client likes."""
+        self._add(register, servicer, self._calls, sessions)
+
+    def one_request(self) -> AbstractContextManager[None]:
+        """Counts a request of a session as if it were a call; raises `Draining` or `Overloaded`."""
+        return self._calls.one(stream=True)
 
     def add_background(self, register: Register[Servicer], servicer: Servicer) -> None:
         """Calls that a drain does not wait for and does not refuse."""
         self._add(register, servicer, self._background_calls)
 
-    def _add(self, register: Register[Servicer], servicer: Servicer, calls: Calls) -> None:
+    def _add(
+        self,
+        register: Register[Servicer],
+        servicer: Servicer,
+        calls: Calls,
+        sessions: Sequence[str] = (),
+    ) -> None:
         registrar = _Registrar()
         register(servicer, registrar)
         for service, handlers in registrar.services.items():
             self._services.append(service)
-            wrapped = wrap(service, handlers, calls)
+            of_session = {name: handlers[name] for name in sessions}
+            wrapped = {
+                **wrap(service, handlers, calls),
+                **wrap(service, of_session, self._session_calls),
+            }
             generic = grpc.method_handlers_generic_handler(service, wrapped)
             self._server.add_generic_rpc_handlers((generic,))
 
