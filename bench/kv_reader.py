@@ -79,6 +79,7 @@ def _main(pipe: Connection, layout: PoolLayout, transport: str) -> None:
     with socket.create_server((HOST, 0)) as listener, contextlib.suppress(EOFError):
         pipe.send((receivers.offer(), listener.getsockname()[1]))
         raw, _ = listener.accept()
+        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         with raw:
             _obey(pipe, pool, receivers[transport], raw)
     receivers.close()

@@ -25,7 +25,7 @@ Every byte of every decode rank's piece is in exactly one slice of exactly one p
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from baton.errors import ConfigError, IncompatiblePeer
@@ -169,28 +169,6 @@ def _sends(source: PoolLayout, destination: PoolLayout, head: int) -> bool:
     it, the decode ranks take turns among them."""
     num_holders = max(1, source.tp_size // source.num_kv_heads)
     return head in source.heads and (source.tp_rank - destination.tp_rank) % num_holders == 0
-
-
-def pool_slices(
-    source: PoolLayout,
-    destination: PoolLayout,
-    layer: int,
-    blocks: Iterable[tuple[int, int]],
-    slices: Sequence[Slice],
-) -> Iterator[Slice]:
-    """The ranges of the two pools for `layer` of (source, destination) blocks, adjacent ones made one.
-
-    `slices` is the `plan` of the two.
-    """
-    return _merged(
-        Slice(
-            source.offset(layer, source_block) + part.source,
-            destination.offset(layer, destination_block) + part.destination,
-            part.size_bytes,
-        )
-        for source_block, destination_block in blocks
-        for part in slices
-    )
 
 
 def _merged(slices: Iterable[Slice]) -> Iterator[Slice]:

@@ -14,15 +14,16 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from baton.errors import BatonError, Cancelled, Internal, PeerLost
 from kv_transfer.base import TransferId, Write, Written
+from kv_transfer.checksum import MODULUS
 
-PORTION_BYTES = 16 << 20  # about 2 ms of memcpy
+PORTION_BYTES = 32 << 20  # about 4 ms of memcpy
 
 Finish = Callable[[], Sequence[int]]
 
@@ -36,9 +37,29 @@ class Flow:
     portion_bytes: int = PORTION_BYTES
     depth: int = 1
 
-    def num_blocks(self, num_layers: int) -> int:
-        """Of a portion with so many layers of each."""
-        return max(1, self.portion_bytes // max(1, num_layers * self.piece_bytes))
+    def portions(self, write: Write) -> Iterator[Portion]:
+        """Cuts `write`: whole layers together where several fit, because blocks of a layer may be
+        adjacent, otherwise some blocks of one layer at a time."""
+        num_blocks = len(write.source_blocks)
+        some_layers = max(1, self.portion_bytes // max(1, num_blocks * self.piece_bytes))
+        some_blocks = max(1, self.portion_bytes // self.piece_bytes)
+        for layer in range(write.layer, write.layers.stop, some_layers):
+            num_layers = min(some_layers, write.layers.stop - layer)
+            for first in range(0, num_blocks, some_blocks):
+                end = first + some_blocks
+                sources, targets = (
+                    write.source_blocks[first:end],
+                    write.destination_blocks[first:end],
+                )
+                yield Portion(first, Write(layer, sources, targets, num_layers))
+
+
+@dataclass(frozen=True, slots=True)
+class Portion:
+    """A part of a write, whose blocks are its blocks from `first_block` on."""
+
+    first_block: int
+    write: Write
 
 
 class Wire(Protocol):
@@ -61,25 +82,30 @@ class Wire(Protocol):
 
 @dataclass(slots=True, eq=False)
 class _Job:
-    """A queued write: blocks [0, num_begun) have been begun. `sums` grows portion by portion."""
+    """A queued write. `sums` grow portion by portion."""
 
     transfer: TransferId
-    write: Write
+    portions: deque[Portion]
+    sums: list[int]
     future: Future[Written] = field(default_factory=Future)
-    sums: list[int] = field(default_factory=list)
     busy_s: float = 0.0
-    num_begun: int = 0
+    num_under_way: int = 0
     over: bool = False
 
     @property
-    def num_blocks(self) -> int:
-        return len(self.write.source_blocks)
+    def has_landed(self) -> bool:
+        return not self.portions and not self.num_under_way
+
+    def landed(self, portion: Portion, sums: Sequence[int], busy_s: float) -> None:
+        self.busy_s += busy_s
+        for block, part in enumerate(sums, portion.first_block):
+            self.sums[block] = (self.sums[block] + part) % MODULUS
 
 
 @dataclass(slots=True, eq=False)
-class _Portion:
+class _UnderWay:
     job: _Job
-    write: Write
+    portion: Portion
     begun_s: float = 0.0
     finish: Finish | None = None
 
@@ -94,7 +120,7 @@ class OrderedLink:
         self._changed = threading.Condition()  # guards everything below
         self._open: dict[TransferId, frozenset[int]] = {}
         self._jobs: deque[_Job] = deque()
-        self._under_way: deque[_Portion] = deque()
+        self._under_way: deque[_UnderWay] = deque()
         self._closed = False
         self._lost: BatonError | None = None
         self._thread = threading.Thread(target=self._main, name=f"link-{name}", daemon=True)
@@ -106,15 +132,18 @@ class OrderedLink:
             self._open[transfer] = frozenset(blocks)
 
     def write(self, transfer: TransferId, write: Write) -> Future[Written]:
-        job = _Job(transfer, write)
+        portions = deque(self._flow.portions(write))
+        job = _Job(transfer, portions, [0] * len(write.source_blocks))
         job.future.set_running_or_notify_cancel()  # a write ends by `fence`, not by its future
         with self._changed:
             error = self._refusal(transfer, write)
-            if error is None:
+            if error is None and portions:
                 self._jobs.append(job)
                 self._changed.notify_all()
         if error is not None:
             job.future.set_exception(error)
+        elif not portions:
+            job.future.set_result(Written((), 0.0))
         return job.future
 
     def fence(self, transfer: TransferId) -> None:
@@ -122,7 +151,7 @@ class OrderedLink:
             self._open.pop(transfer, None)
             dropped = self._drop(lambda job: job.transfer == transfer)
             self._changed.wait_for(
-                lambda: all(portion.job.transfer != transfer for portion in self._under_way)
+                lambda: all(each.job.transfer != transfer for each in self._under_way)
             )
         _fail(dropped, Cancelled("the transfer was fenced"))
 
@@ -177,18 +206,18 @@ class OrderedLink:
                 self._wire.close()
 
     def _advance(self) -> bool:
-        """Begins what may be under way, then finishes the oldest portion. False: closed, and all is done."""
+        """Begins what may be under way, then finishes the oldest. False: closed, and all is done."""
         while len(self._under_way) < self._flow.depth:
-            portion = self._take()
-            if portion is None:
+            taken = self._take()
+            if taken is None:
                 break
-            self._begin(portion)
+            self._begin(taken)
         if not self._under_way:
             return False
         self._finish(self._under_way[0])
         return True
 
-    def _take(self) -> _Portion | None:
+    def _take(self) -> _UnderWay | None:
         """The next portion, from here on under way. Waits for one only where there is nothing to finish."""
         with self._changed:
             if not self._under_way:
@@ -196,51 +225,47 @@ class OrderedLink:
             if not self._jobs:
                 return None
             job = self._jobs[0]
-            write = job.write
-            first, end = job.num_begun, job.num_begun + self._flow.num_blocks(write.num_layers)
-            blocks, targets = write.source_blocks[first:end], write.destination_blocks[first:end]
-            job.num_begun += len(blocks)
-            if job.num_begun == job.num_blocks:
+            taken = _UnderWay(job, job.portions.popleft())
+            job.num_under_way += 1
+            if not job.portions:
                 self._jobs.popleft()
-            portion = _Portion(
-                job, replace(write, source_blocks=blocks, destination_blocks=targets)
-            )
-            self._under_way.append(portion)
-            return portion
+            self._under_way.append(taken)
+            return taken
 
-    def _begin(self, portion: _Portion) -> None:
-        portion.begun_s = time.perf_counter()
+    def _begin(self, taken: _UnderWay) -> None:
+        taken.begun_s = time.perf_counter()
         try:
-            portion.finish = self._wire.begin(portion.job.transfer, portion.write)
+            taken.finish = self._wire.begin(taken.job.transfer, taken.portion.write)
         except Exception as error:  # told in its turn, after what was begun before
-            portion.finish = _raising(error)
+            taken.finish = _raising(error)
 
-    def _finish(self, portion: _Portion) -> None:
-        job = portion.job
-        assert portion.finish is not None
+    def _finish(self, oldest: _UnderWay) -> None:
+        job = oldest.job
+        assert oldest.finish is not None
         try:
-            sums = portion.finish()
+            sums = oldest.finish()
         except Cancelled as error:
-            if not self._ended(portion, error):
+            if not self._ended(oldest, error):
                 _fail([job], error)
         except Exception as error:  # whoever waits is told; the link is not trusted again
             self._lose(error)
         else:
             now_s = time.perf_counter()
-            job.sums += sums
-            job.busy_s += now_s - max(portion.begun_s, self._finished_s)
+            job.landed(oldest.portion, sums, now_s - max(oldest.begun_s, self._finished_s))
             self._finished_s = now_s
-            if not self._ended(portion, None) and len(job.sums) == job.num_blocks:
+            if not self._ended(oldest, None) and job.has_landed:
                 job.future.set_result(Written(job.sums, job.busy_s))
 
-    def _ended(self, portion: _Portion, error: Cancelled | None) -> bool:
-        """The portion is under way no more. Whether its job had ended before; by an error it ends now."""
+    def _ended(self, oldest: _UnderWay, error: Cancelled | None) -> bool:
+        """It is under way no more. Whether its job had ended before; by an error it ends now."""
         with self._changed:
             self._under_way.popleft()
-            was_over = portion.job.over
+            job = oldest.job
+            job.num_under_way -= 1
+            was_over = job.over
             if error is not None:
-                portion.job.over = True
-                self._drop(lambda job: job is portion.job)
+                job.over = True
+                self._drop(lambda each: each is job)
             self._changed.notify_all()
             return was_over
 
@@ -252,7 +277,7 @@ class OrderedLink:
             self._lost = known
         self._wire.close()  # before a fence may return: nothing under way is written any more
         with self._changed:
-            failed = list(dict.fromkeys(portion.job for portion in self._under_way))
+            failed = list(dict.fromkeys(each.job for each in self._under_way))
             failed = [job for job in failed if not job.over and job not in self._jobs]
             failed += self._drop(lambda job: True)
             self._under_way.clear()

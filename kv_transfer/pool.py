@@ -6,7 +6,7 @@ Knows the layout; neither what the bytes mean nor how a pool came to be addressa
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,7 @@ from baton.errors import ConfigError
 from kv_transfer import kernels
 from kv_transfer.base import Write
 from kv_transfer.checksum import MODULUS, WORD_BYTES, checksum
-from kv_transfer.layout import PoolLayout, Slice, pool_slices
+from kv_transfer.layout import PoolLayout, Slice
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,11 +78,17 @@ def copy_blocks(
 
 def write_slices(
     source: PoolLayout, destination: PoolLayout, slices: Sequence[Slice], write: Write
-) -> Iterator[Slice]:
+) -> list[Slice]:
     """The ranges of the two pools that `write` copies, layer after layer, adjacent ones made one."""
-    blocks = list(zip(write.source_blocks, write.destination_blocks, strict=True))
-    for layer in write.layers:
-        yield from pool_slices(source, destination, layer, blocks, slices)
+    table = _table(source, destination, slices, write)
+    if not len(table):
+        return []
+    from_ends, to_ends = table[:, 0] + table[:, 2], table[:, 1] + table[:, 2]
+    parts = (from_ends[:-1] != table[1:, 0]) | (to_ends[:-1] != table[1:, 1])
+    firsts = np.concatenate(([0], np.flatnonzero(parts) + 1))
+    sizes = np.add.reduceat(table[:, 2], firsts)
+    merged = np.column_stack((table[firsts, :2], sizes)).tolist()
+    return [Slice(from_byte, to_byte, size_bytes) for from_byte, to_byte, size_bytes in merged]
 
 
 def source_checksums(

@@ -53,7 +53,7 @@ log = logging.getLogger(__name__)
 
 _DECODE, _PREFILL = 0, 1  # ranks of a group
 _DEPTH = 3  # portions under way: one arrives, one is posted, one is announced
-_PORTION_BYTES = 8 << 20
+_PORTION_BYTES = 16 << 20
 _HEADER = {
     "request_id": str,
     "attempt": int,
@@ -75,7 +75,7 @@ class TorchDistReceiver:
         self._lock = threading.Lock()  # guards everything below
         self._open: dict[TransferId, frozenset[int]] = {}
         self._num_posted: Counter[TransferId] = Counter()  # writes that are being received
-        self._connections: set[Connection] = set()
+        self._connections: dict[Connection, threading.Thread] = {}
         self._closed = False
         try:
             self._listener = socket.create_server((host, 0), backlog=128)
@@ -108,11 +108,13 @@ class TorchDistReceiver:
             if self._closed:
                 return
             self._closed = True
-            connections = list(self._connections)
+            serving = dict(self._connections)
         self._listener.shutdown(socket.SHUT_RDWR)  # wakes accept
         self._listener.close()
-        for connection in connections:
+        for connection in serving:
             connection.shut_down()
+        for thread in serving.values():
+            thread.join(self._timeout_s)
 
     # One thread accepts, one serves each connection
 
@@ -129,10 +131,10 @@ class TorchDistReceiver:
                 if self._closed:
                     connection.close()
                     return
-                self._connections.add(connection)
-            threading.Thread(
-                target=self._serve, args=(connection,), name="kv-receive", daemon=True
-            ).start()
+                thread = self._connections[connection] = threading.Thread(
+                    target=self._serve, args=(connection,), name="kv-receive", daemon=True
+                )
+                thread.start()
 
     def _serve(self, connection: Connection) -> None:
         try:
@@ -144,7 +146,7 @@ class TorchDistReceiver:
         finally:
             connection.close()
             with self._lock:
-                self._connections.discard(connection)
+                self._connections.pop(connection, None)
 
     def _receive_all(self, connection: Connection) -> None:
         hello = connection.receive(self._timeout_s, token=bytes, layout=dict)

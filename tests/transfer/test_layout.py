@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from baton.errors import ConfigError, IncompatiblePeer
-from kv_transfer.layout import DTYPE_BYTES, PoolLayout, Slice, plan, pool_slices
+from kv_transfer.base import Write
+from kv_transfer.layout import DTYPE_BYTES, PoolLayout, Slice, plan
+from kv_transfer.pool import write_slices
 
 SIZES = [1, 2, 4, 8]
 LAYOUT = PoolLayout(
@@ -55,13 +57,22 @@ def ranks(layout: PoolLayout, tp_size: int) -> list[PoolLayout]:
     return [replace(layout, tp_size=tp_size, tp_rank=rank) for rank in range(tp_size)]
 
 
+def ranges(
+    source: PoolLayout, destination: PoolLayout, layer: int, blocks: list[tuple[int, int]]
+) -> list[Slice]:
+    """What a write of these (source, destination) blocks copies between the two pools."""
+    sources, destinations = [a for a, _ in blocks], [b for _, b in blocks]
+    write = Write(layer, sources, destinations)
+    return write_slices(source, destination, plan(source, destination), write)
+
+
 def sent(
     source: PoolLayout, destination: PoolLayout, layer: int, blocks: list[tuple[int, int]]
 ) -> NDArray[np.int64]:
     """For every byte of the destination's pool the number of the source's byte that lands there, or -1;
     an error where two do."""
     came_from = np.full(destination.size_bytes, -1, np.int64)
-    for part in pool_slices(source, destination, layer, blocks, plan(source, destination)):
+    for part in ranges(source, destination, layer, blocks):
         to = slice(part.destination, part.destination + part.size_bytes)
         assert (came_from[to] == -1).all()
         came_from[to] = np.arange(part.source, part.source + part.size_bytes)
@@ -111,7 +122,7 @@ def test_equal_ranks_send_whole_pieces_and_neighbours_as_one() -> None:
     slices = plan(LAYOUT, LAYOUT)
     assert slices == (Slice(0, 0, LAYOUT.piece_bytes),)
     piece = LAYOUT.piece_bytes
-    found = list(pool_slices(LAYOUT, LAYOUT, 1, [(0, 2), (1, 3), (3, 4), (4, 0)], slices))
+    found = ranges(LAYOUT, LAYOUT, 1, [(0, 2), (1, 3), (3, 4), (4, 0)])
     first = LAYOUT.offset(1, 0)
     assert found == [
         Slice(first, first + 2 * piece, 2 * piece),
@@ -222,5 +233,5 @@ def test_strips_that_are_no_whole_words_are_refused(dtype: str) -> None:
 
 def test_the_number_of_blocks_may_differ() -> None:
     larger = replace(LAYOUT, num_blocks=50)
-    (found,) = pool_slices(LAYOUT, larger, 1, [(4, 49)], plan(LAYOUT, larger))
+    (found,) = ranges(LAYOUT, larger, 1, [(4, 49)])
     assert found == Slice(LAYOUT.offset(1, 4), larger.offset(1, 49), LAYOUT.piece_bytes)
