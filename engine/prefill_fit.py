@@ -18,6 +18,7 @@ _WEIGHT = 0.2  # of a new observation in its bin's average
 _MAX_FACTOR = 2.0  # by which it may differ from the average before it is clipped
 _SCALE = 1024.0  # tokens are counted in these, so that the three terms are of one magnitude
 _POWERS = ((1,), (1, 0), (2, 1), (2, 1, 0))  # of n: the curves tried, plain ones first
+_FIT_AGAIN = 16  # observations; averages move slowly, a size that is new tells more
 _BETTER = 0.9  # a curve of more terms must leave less than this share of the error
 
 
@@ -30,19 +31,19 @@ class _Bin:
 @dataclass(slots=True)
 class PrefillFit:
     _bins: dict[int, _Bin] = field(default_factory=dict)
-    _terms: dict[int, float] | None = (
-        None  # of the curve, by power of n; None where it is to be found
-    )
+    _terms: dict[int, float] = field(default_factory=dict)  # of the curve, by power of n
+    _num_new: int = 0  # observations since the curve was found
 
     def observe(self, num_tokens: int, step_s: float) -> None:
         """Learns from one step of `num_tokens` that took `step_s`."""
         if num_tokens <= 0 or step_s <= 0:
             return
-        self._terms = None
+        self._num_new += 1
         index = round(2 * math.log2(num_tokens))
         known = self._bins.get(index)
         if known is None:
             self._bins[index] = _Bin(num_tokens, step_s)
+            self._terms = {}
             return
         least, most = known.step_s / _MAX_FACTOR, known.step_s * _MAX_FACTOR
         known.step_s += _WEIGHT * (min(max(step_s, least), most) - known.step_s)
@@ -52,7 +53,9 @@ class PrefillFit:
         """The curve through what was seen, for prompts in steps of `step_tokens`; None before that."""
         if not self._bins:
             return None
-        terms = self._terms = self._terms or self._best_curve()
+        if not self._terms or self._num_new >= _FIT_AGAIN:
+            self._terms, self._num_new = self._best_curve(), 0
+        terms = self._terms
         return PrefillCost(
             terms.get(2, 0.0) / _SCALE**2, terms[1] / _SCALE, terms.get(0, 0.0), step_tokens
         )

@@ -71,7 +71,7 @@ class BlockIndex:
         self._young: list[_Shard] = [{} for _ in range(_NUM_SHARDS)]
         self._old: list[_Shard] = [{} for _ in range(_NUM_SHARDS)]
         self._expected: dict[BlockId, int] = {}
-        self._num_expecting: dict[tuple[PoolId, BlockId], int] = {}
+        self._num_expecting: dict[PoolId, dict[BlockId, int]] = {}
         self._bit_of: dict[PoolId, int] = {}
         self._pool_of: dict[int, PoolId] = {}
         self._live = 0  # the bits of `_bit_of`
@@ -128,6 +128,7 @@ class BlockIndex:
         """`pool` is gone, or is about to be told anew."""
         bit = self._bit_of.pop(pool, None)
         if bit is not None:
+            self._forget_expected(pool, bit)
             del self._pool_of[bit]
             self._live ^= bit
             self._gone |= bit
@@ -136,22 +137,35 @@ class BlockIndex:
 
     def expect(self, pool: PoolId, block_ids: Iterable[BlockId]) -> None:
         """`pool` is about to have these blocks: hits for whoever comes next. Ends with `settle`."""
-        bit, expected, num_expecting = self._bit(pool), self._expected, self._num_expecting
+        bit, expected = self._bit(pool), self._expected
+        num_expecting = self._num_expecting.setdefault(pool, {})
         for block_id in block_ids:
-            num_before = num_expecting.get((pool, block_id), 0)
-            num_expecting[pool, block_id] = num_before + 1
+            num_before = num_expecting.get(block_id, 0)
+            num_expecting[block_id] = num_before + 1
             if not num_before:
                 expected[block_id] = expected.get(block_id, 0) | bit
 
     def settle(self, pool: PoolId, block_ids: Iterable[BlockId]) -> None:
         """What was expected has come, and was told as stored, or will not come."""
-        bit, expected, num_expecting = self._bit(pool), self._expected, self._num_expecting
+        num_expecting = self._num_expecting.get(pool)
+        if num_expecting is None:
+            return  # dropped meanwhile
+        settled = []
         for block_id in block_ids:
-            num_left = num_expecting[pool, block_id] - 1
-            if num_left:
-                num_expecting[pool, block_id] = num_left
-                continue
-            del num_expecting[pool, block_id]
+            num_left = num_expecting.get(block_id, 0) - 1
+            if num_left > 0:
+                num_expecting[block_id] = num_left
+            elif num_left == 0:
+                del num_expecting[block_id]
+                settled.append(block_id)
+        self._unexpect(self._bit(pool), settled)
+
+    def _forget_expected(self, pool: PoolId, bit: int) -> None:
+        self._unexpect(bit, self._num_expecting.pop(pool, ()))
+
+    def _unexpect(self, bit: int, block_ids: Iterable[BlockId]) -> None:
+        expected = self._expected
+        for block_id in block_ids:
             if rest := expected[block_id] & ~bit:
                 expected[block_id] = rest
             else:

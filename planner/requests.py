@@ -1,0 +1,26 @@
+"""A request in the simulator, and what is written down of it. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from engine.sample import Sample
+from planner.arrival import Arrival
+
+
+@dataclass(slots=True, eq=False)
+class SimulatedRequest:
+    """Instants are None until they have come. `num_cached_tokens`: of the pool that computed the prompt."""
+
+    index: int
+    arrival: Arrival
+    sample: Sample | None = None  # while it holds blocks of a decode pool that computes its prompt
+    decode_blocks: list[int] | None = None
+    num_cached_tokens: int = 0
+    started_s: float | None = None  # its first prefill step
+    prefilled_s: float | None = None
+    first_token_s: float | None = None
+    finished_s: float | None = None
+    predicted_ttft_s: float | None = None
+    prefill: str = ""
+    decode: str = ""
