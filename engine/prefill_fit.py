@@ -9,10 +9,11 @@ the sizes seen cannot tell apart only the first few are used.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from baton.prefill_cost import PrefillCost
+from engine.least_squares import dot, least_squares
 
 _WEIGHT = 0.2  # of a new observation in its bin's average
 _MAX_FACTOR = 2.0  # by which it may differ from the average before it is clipped
@@ -77,32 +78,7 @@ class PrefillFit:
             if len(powers) > len(sizes):
                 return
             rows = [[n**power / t for power in powers] for n, t in zip(sizes, times, strict=True)]
-            solution = _least_squares(rows)
+            solution = least_squares(rows)
             if solution is not None and min(solution) >= 0:
-                error = sum((_dot(row, solution) - 1.0) ** 2 for row in rows)
+                error = sum((dot(row, solution) - 1.0) ** 2 for row in rows)
                 yield error, dict(zip(powers, solution, strict=True))
-
-
-def _least_squares(rows: Sequence[Sequence[float]]) -> list[float] | None:
-    """x that makes every row . x nearest to 1; None where the rows do not determine it."""
-    width = len(rows[0])
-    # The normal equations, with their right side as last column, by Gauss and Jordan.
-    matrix = [
-        [sum(row[i] * row[j] for row in rows) for j in range(width)] + [sum(row[i] for row in rows)]
-        for i in range(width)
-    ]
-    for pivot in range(width):
-        best = max(range(pivot, width), key=lambda i: abs(matrix[i][pivot]))
-        matrix[pivot], matrix[best] = matrix[best], matrix[pivot]
-        head = matrix[pivot][pivot]
-        if abs(head) < 1e-12:
-            return None
-        matrix[pivot] = [value / head for value in matrix[pivot]]
-        for i in range(width):
-            if i != pivot and (factor := matrix[i][pivot]):
-                matrix[i] = [a - factor * b for a, b in zip(matrix[i], matrix[pivot], strict=True)]
-    return [row[width] for row in matrix]
-
-
-def _dot(a: Sequence[float], b: Sequence[float]) -> float:
-    return sum(x * y for x, y in zip(a, b, strict=True))

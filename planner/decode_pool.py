@@ -18,10 +18,10 @@ from baton.types import PoolId, PoolLoad
 from engine.batch import StepOutput, StepPlan
 from engine.block_manager import BlockManager
 from planner.events import Events
-from planner.prefill_pool import Changes, Told, pool_load, prompt
+from planner.prefill_pool import Changes, Told, pool_load, prompt, warm_scheduler
 from planner.profile import EngineProfile
 from planner.requests import SimulatedRequest
-from prefill_worker.scheduler import PrefillLimits, PrefillScheduler
+from prefill_worker.scheduler import PrefillLimits
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class DecodePool:
     ) -> None:
         self.id = pool_id
         self.blocks = blocks
-        self.local = PrefillScheduler(blocks, limits)
+        self.local = warm_scheduler(blocks, limits, profile)
         self._profile = profile
         self._events = events
         self._heard = heard
@@ -58,7 +58,9 @@ class DecodePool:
         self._prompts: dict[int, SimulatedRequest] = {}  # being computed here, by handle
         self._joining: list[SimulatedRequest] = []
         self._newcomers: list[SimulatedRequest] = []  # without their first token
-        self._ends: list[tuple[int, int, SimulatedRequest]] = []  # a heap by the step that ends each
+        self._ends: list[
+            tuple[int, int, SimulatedRequest]
+        ] = []  # a heap by the step that ends each
         self._num_steps = 0
         self._num_context_tokens = 0
         self._since_s = 0.0  # when the steps in progress began
@@ -86,8 +88,8 @@ class DecodePool:
     def join(self, request: SimulatedRequest) -> None:
         """Its KV is here: it decodes from the next step on."""
         if request.decode_blocks is not None:
-            ids = request.arrival.block_ids
-            for block, block_id in zip(request.decode_blocks, ids, strict=False):
+            first, ids = request.num_decode_hits, request.arrival.block_ids
+            for block, block_id in zip(request.decode_blocks[first:], ids[first:], strict=False):
                 self.blocks.publish(block, block_id)
             self._tell_changes()
         self._joining.append(request)
@@ -108,6 +110,7 @@ class DecodePool:
                 self.blocks.release(held)
                 return
             request.decode_blocks = held + taken
+            request.num_decode_hits = len(held)
             self._waiting.popleft()
             self._heard.reserved(request)
 
@@ -165,7 +168,9 @@ class DecodePool:
                 request.num_cached_tokens = sample.num_cached_tokens
         prefill_s = self._profile.prefill.step_s(plan.num_tokens)
         self._step_s = prefill_s + (self._decode_step_s() if self._ends else 0.0)
-        self._events.at(now_s + self._step_s, lambda: self._end_mixed_step(plan, prefill_s, version))
+        self._events.at(
+            now_s + self._step_s, lambda: self._end_mixed_step(plan, prefill_s, version)
+        )
 
     def _end_mixed_step(self, plan: StepPlan, prefill_s: float, version: int) -> None:
         step = self.local.update(plan, StepOutput((), prefill_s))

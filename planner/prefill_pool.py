@@ -1,12 +1,12 @@
-"""A prefill worker in simulated time: its scheduler and its blocks are the real ones, its engine is a profile.
-Pure.
+"""A prefill worker in simulated time: its scheduler and its blocks are the real ones, its engine is a
+profile. Pure.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from baton.types import PoolId, PoolLoad, SamplingParams
+from baton.types import BlockId, PoolId, PoolLoad, SamplingParams
 from engine.batch import StepOutput, StepPlan
 from engine.block_manager import BlockManager
 from engine.sample import Sample
@@ -16,9 +16,10 @@ from planner.requests import SimulatedRequest
 from prefill_worker.scheduler import PrefillLimits, PrefillScheduler
 
 Told = Callable[[SimulatedRequest], None]
-Changes = Callable[[PoolId, list[tuple[bool, bytes]]], None]
+Changes = Callable[[PoolId, Sequence[tuple[bool, BlockId]]], None]
 
 _PARAMS = SamplingParams(max_tokens=1)
+_WARM_UP_TOKENS = 128
 
 
 class PrefillPool:
@@ -35,7 +36,7 @@ class PrefillPool:
         on_change: Changes,
     ) -> None:
         self.id = pool_id
-        self.scheduler = PrefillScheduler(blocks, limits)
+        self.scheduler = warm_scheduler(blocks, limits, profile)
         self.busy_s = 0.0
         self._profile = profile
         self._events = events
@@ -84,6 +85,15 @@ class PrefillPool:
     def load(self) -> PoolLoad:
         """As its worker reports it."""
         return pool_load(self.id, self.scheduler, decode_step_s=0.0)
+
+
+def warm_scheduler(
+    blocks: BlockManager, limits: PrefillLimits, profile: EngineProfile
+) -> PrefillScheduler:
+    """As a worker has it when it registers: it has measured one step."""
+    scheduler = PrefillScheduler(blocks, limits)
+    scheduler.step_time.observe(_WARM_UP_TOKENS, 0, profile.prefill.step_s(_WARM_UP_TOKENS))
+    return scheduler
 
 
 def prompt(request: SimulatedRequest, now_s: float) -> Sample:

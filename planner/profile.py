@@ -22,7 +22,12 @@ class DecodeCost:
 
     def step_s(self, num_streams: int, num_tokens: int, used: float) -> float:
         by_use_s = (self.per_used_squared_s * used + self.per_used_s) * used
-        return self.fixed_s + self.per_stream_s * num_streams + self.per_token_s * num_tokens + by_use_s
+        return (
+            self.fixed_s
+            + self.per_stream_s * num_streams
+            + self.per_token_s * num_tokens
+            + by_use_s
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,8 @@ class SimulatedRequest:
     index: int
     arrival: Arrival
     sample: Sample | None = None  # while it holds blocks of a decode pool that computes its prompt
-    decode_blocks: list[int] | None = None
+    decode_blocks: list[int] | None = None  # the first `num_decode_hits` were cached there
+    num_decode_hits: int = 0
     num_cached_tokens: int = 0
     started_s: float | None = None  # its first prefill step
     prefilled_s: float | None = None

@@ -4,10 +4,9 @@ is. And the way of those who know nothing: round robin. Pure.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
-from baton.state.base import InFlight
 from baton.types import BlockId, PoolId, PoolLoad, Role, WorkerInfo
 from planner.requests import SimulatedRequest
 from router.commitment import Commitment
@@ -113,7 +112,3 @@ class BatonRouting:
     def note_finished(self, request: SimulatedRequest, now_s: float) -> None:
         if commitment := self._commitments.pop(request.index, None):
             commitment.end(now_s)
-
-    def note_elsewhere(self, reports: Sequence[Mapping[PoolId, InFlight]]) -> None:
-        """What the other replicas say that they have in flight."""
-        self.pools.note_elsewhere(reports)

@@ -110,7 +110,8 @@ class _Cluster:
         router, profile, now_s = self._router_of(request), self._shape.profile, self._events.now_s
         router.note_computed(request, now_s)
         compute_s = request.prefilled_s - request.started_s
-        exposed_s = profile.exposed_s(request.arrival.num_prompt_tokens, compute_s)
+        num_here = request.num_decode_hits * self._shape.block_size
+        exposed_s = profile.exposed_s(request.arrival.num_prompt_tokens - num_here, compute_s)
         join = partial(self._decode[PoolId(request.decode)].join, request)
         self._events.at(now_s + exposed_s, join) if exposed_s > 0 else join()
 
@@ -156,7 +157,7 @@ class _Cluster:
         replicas = [router for router in self._routers if isinstance(router, BatonRouting)]
         said = [router.pools.in_flight() for router in replicas]
         for number, router in enumerate(replicas):
-            router.note_elsewhere(said[:number] + said[number + 1 :])
+            router.pools.note_elsewhere(said[:number] + said[number + 1 :])
         if any(said):
             self._exchange_soon()
 
@@ -169,10 +170,13 @@ class _Cluster:
         workers = [self._worker(pool_id, Role.PREFILL) for pool_id in prefill]
         workers += [self._worker(pool_id, Role.DECODE) for pool_id in decode]
         kv_bytes = shape.profile.kv_bytes_per_token
-        return [
+        routers = [
             BatonRouting(workers, shape.block_size, kv_bytes, shape.policy)
             for _ in range(shape.num_routers)
         ]
+        for number, router in enumerate(routers):
+            router.pools.note_replicas(number, len(routers))
+        return [*routers]
 
     def _prefill_pool(self, pool_id: PoolId) -> PrefillPool:
         return PrefillPool(
@@ -225,9 +229,7 @@ class _Cluster:
             role=role,
             address="",
             model="model",
-            fingerprint=Fingerprint(
-                "", shape.block_size, 1, "", shape.profile.num_layers, 1, 1
-            ),
+            fingerprint=Fingerprint("", shape.block_size, 1, "", shape.profile.num_layers, 1, 1),
             max_model_len=shape.num_blocks * shape.block_size,
             vocab_size=0,
             num_dp_ranks=1,

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
+from typing import Any
 
 from baton.types import BlockId, PoolId
 
@@ -48,6 +49,18 @@ class Matches(Mapping[PoolId, int]):
             if mask & bit:
                 return num_tokens
         raise KeyError(pool)
+
+    def get(self, pool: PoolId, default: Any = None) -> Any:
+        """Asked for every pool that is judged, of which most hold nothing."""
+        bit = self._bit_of.get(pool, 0)
+        for num_tokens, mask in self.groups:
+            if mask & bit:
+                return num_tokens
+        return default
+
+    def is_in(self, pool: PoolId, mask: int) -> bool:
+        """Whether `mask`, of a group, names `pool`."""
+        return bool(self._bit_of.get(pool, 0) & mask)
 
     def __iter__(self) -> Iterator[PoolId]:
         for _, mask in self.groups:

@@ -30,8 +30,9 @@ _DEFAULT_COST = PrefillCost.at_rate(1000.0)  # until any worker has measured its
 class PolicySettings:
     """`hand_off_s`: what a hand-off costs beside moving bytes. `transfer_bytes_per_s`: until hand-offs
     were measured. `interference`: cost of a second of local prefill, and of that per running stream.
-    `delay_weight`: cost of a second for which a passed prompt waits longer, and `delay_weight_per_s` of
-    that per second that it has to go itself: the longest answers are the ones that people notice.
+    `delay_weight`: cost of a second for which a passed prompt waits longer; twice as much where that one
+    takes `ttft_target_s` itself, growing with the square: it is the longest waits that people notice.
+    `detour`: what a second of prefill costs more on a pool to which another router turns first.
     `itl_target_s`: pools that step slower are passed over while others are there; 0 is none.
     `local_prefill`: whether decode workers compute prompts while a prefill worker is up."""
 
@@ -39,8 +40,9 @@ class PolicySettings:
     transfer_bytes_per_s: float = 1e9
     interference: float = 0.25
     interference_per_stream: float = 0.1
-    delay_weight: float = 1.0
-    delay_weight_per_s: float = 4.0
+    delay_weight: float = 0.7
+    ttft_target_s: float = 0.7
+    detour: float = 0.15
     itl_target_s: float = 0.0
     local_prefill: bool = True
 
@@ -137,14 +139,14 @@ def choose(
     """
     usual = _usual_cost((*decode_pools, *prefill_pools))
     legs = [_leg(demand, pool, settings, usual, now_s) for pool in prefill_pools]
-    legs.sort(key=lambda leg: (leg.cost_s, -_num_unused_blocks(leg.pool)))
+    legs.sort(key=lambda leg: (leg.cost_s, -leg.pool.num_unused_blocks))
     best: tuple[bool, float, int] | None = None
     choice: Choice | None = None
     for decode in decode_pools:
         is_slow = 0.0 < settings.itl_target_s < decode.step_s
         # A decode worker with more streams steps slower for all of them: load spreads among equals.
         crowding_s = decode.step_s * decode.num_streams
-        unused = -_num_unused_blocks(decode)
+        unused = -decode.num_unused_blocks
         own = _leg(demand, decode, settings, usual, now_s)
         local = _local(own, crowding_s, settings)
         leg, remote = _best_remote(demand, decode, crowding_s, legs, settings)
@@ -194,9 +196,11 @@ def _leg(
 ) -> _Leg:
     num_missing = _num_missing(demand, pool)
     compute_s = (pool.cost or usual).prompt_s(num_missing)
-    quote = pool.queue.quote(compute_s, now_s, settings.delay_weight_per_s)
+    quote = pool.queue.quote(compute_s, now_s, settings.ttft_target_s)
     wait_s = quote.wait_s + pool.elsewhere_s
     harm_s = settings.delay_weight * quote.harm_s
+    if pool.is_others:
+        harm_s += settings.detour * compute_s
     return _Leg(pool, num_missing, wait_s, compute_s, harm_s, wait_s + compute_s + harm_s)
 
 
@@ -214,7 +218,3 @@ def _usual_cost(pools: Iterable[Pool]) -> PrefillCost:
 
 def _thousand_s(cost: PrefillCost) -> float:
     return cost.prompt_s(1000)
-
-
-def _num_unused_blocks(pool: Pool) -> int:
-    return pool.load.num_free_blocks if pool.load else pool.worker.num_total_blocks

@@ -15,6 +15,9 @@ from router.load_order import LoadOrder
 from router.prefill_queue import PrefillQueue, Queued
 
 _NOTHING = InFlight()
+_PROMPT_TOKENS = 2048  # of a prompt by which speeds are compared
+_STEP_S = 0.02  # a decode step's until measured
+_FULL = 1e-6  # seconds that a full cache counts for: less than anything else
 
 
 @dataclass(slots=True, eq=False)
@@ -30,6 +33,7 @@ class Pool:
     num_in_flight: int = 0
     queue: PrefillQueue = field(default_factory=PrefillQueue)
     elsewhere: InFlight = _NOTHING  # what the other routers said last that they have here
+    is_others: bool = False  # another router turns here first, see `Pools.note_replicas`
     transfer_bytes_per_s: float = 0.0  # into this pool; 0 until measured
     place: Place | None = None  # among its peers, by load
 
@@ -92,11 +96,20 @@ class Pool:
         return self.cost.prompt_s(num_tokens) if num_tokens and self.cost else 0.0
 
     def _load(self) -> float:
-        """By which peers are compared: of prefill pools when they will be idle, of decode pools what
-        all their streams wait for a token together."""
-        if self.worker.role is Role.PREFILL:
-            return self.queue.ends_s() + self.elsewhere_s
-        return (self.step_s or 1.0) * self.num_streams
+        """By which peers are compared: of prefill pools when they would have computed one prompt more,
+        of decode pools what all their streams and one more wait for a token together. Among equals
+        the emptier cache comes first."""
+        if self.worker.role is Role.DECODE:
+            load = (self.step_s or _STEP_S) * (self.num_streams + 1)
+        else:
+            one_more_s = self.cost.prompt_s(_PROMPT_TOKENS) if self.cost else 0.0
+            load = self.queue.ends_s() + self.elsewhere_s + one_more_s
+        return load + _FULL * (1.0 - self.num_unused_blocks / max(1, self.worker.num_total_blocks))
+
+    @property
+    def num_unused_blocks(self) -> int:
+        """Blocks without content."""
+        return self.load.num_free_blocks if self.load else self.worker.num_total_blocks
 
     def _moved(self) -> None:
         if self.place is not None:
@@ -131,6 +144,7 @@ class Pools:
 
     _by_id: dict[PoolId, Pool] = field(default_factory=dict)
     _peers: dict[tuple[Role, str], LoadOrder[Pool]] = field(default_factory=dict)
+    _replica: tuple[int, int] = (0, 1)
 
     def put(self, worker: WorkerInfo, *, draining: bool = False) -> None:
         """Adds a worker's pools, or replaces those of an earlier incarnation."""
@@ -142,6 +156,7 @@ class Pools:
                     known.leave()
                 pool = self._by_id[pool_id] = Pool(pool_id, worker, draining=draining)
                 pool.join(self.by_load(worker.role, worker.model))
+                self._share_out()
             else:
                 known.worker, known.draining = worker, draining
 
@@ -174,6 +189,20 @@ class Pools:
                 )
         for pool in self:
             pool.elsewhere = totals.get(pool.id, _NOTHING)
+
+    def note_replicas(self, number: int, num_replicas: int) -> None:
+        """This router is the `number`-th of so many. What the others have just sent it does not know
+        yet; so each turns to pools of its own first, as long as all else is about equal."""
+        if self._replica != (number, num_replicas):
+            self._replica = number, num_replicas
+            self._share_out()
+
+    def _share_out(self) -> None:
+        number, num_replicas = self._replica
+        for role in Role:
+            peers = sorted(pool.id for pool in self if pool.worker.role is role)
+            for index, pool_id in enumerate(peers):
+                self._by_id[pool_id].is_others = index % num_replicas != number
 
     def get(self, pool_id: PoolId) -> Pool | None:
         return self._by_id.get(pool_id)

@@ -47,7 +47,9 @@ class PrefillQueue:
         return len(self._prompts)
 
     def ends_s(self) -> float:
-        """When it is predicted to be empty, if nothing more comes."""
+        """When it is predicted to be empty, if nothing more comes; 0 where it is."""
+        if not self._prompts:
+            return 0.0
         return self._as_of_s + sum(prompt.left_s for prompt in self._prompts)
 
     def add(self, num_tokens: int, work_s: float, now_s: float) -> Queued:
@@ -67,9 +69,9 @@ class PrefillQueue:
         self.num_tokens -= queued.num_tokens
         self._order()
 
-    def quote(self, work_s: float, now_s: float, weight_per_s: float) -> Quote:
-        """For a prompt of `work_s`. Delaying a prompt costs more the longer it has to go itself: 1 and
-        `weight_per_s` per second."""
+    def quote(self, work_s: float, now_s: float, target_s: float) -> Quote:
+        """For a prompt of `work_s`. Delaying a prompt that has long to go costs more: 1, and the square of
+        what it has left over `target_s`."""
         if not self._prompts:
             return Quote(0.0, 0.0)
         self._advance(now_s)
@@ -81,7 +83,7 @@ class PrefillQueue:
             if left_s <= work_s:
                 wait_s += left_s
             else:
-                weight += 1.0 + weight_per_s * left_s
+                weight += 1.0 + (left_s / target_s) ** 2
         return Quote(wait_s, work_s * weight)
 
     def _order(self) -> None:
