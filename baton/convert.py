@@ -159,6 +159,8 @@ def timeline_to_proto(timeline: Timeline) -> common_pb2.Timeline:
         message.transfer_exposed_s = timeline.hand_off.transfer_exposed_s
         message.num_prefill_cached_tokens = timeline.hand_off.num_prefill_cached_tokens
         message.num_resent_blocks = timeline.hand_off.num_resent_blocks
+        message.num_lent_tokens = timeline.hand_off.num_lent_tokens
+        message.transport = timeline.hand_off.transport
     return message
 
 
@@ -171,6 +173,8 @@ def timeline_from_proto(message: common_pb2.Timeline) -> Timeline:
         transfer_exposed_s=message.transfer_exposed_s,
         num_prefill_cached_tokens=message.num_prefill_cached_tokens,
         num_resent_blocks=message.num_resent_blocks,
+        num_lent_tokens=message.num_lent_tokens,
+        transport=message.transport,
     )
     local_s, remote_s = message.predicted_local_ttft_s, message.predicted_remote_ttft_s
     return Timeline(
@@ -195,6 +199,8 @@ def hand_off_to_proto(report: HandOffReport) -> decode_pb2.HandOffReport:
         transfer_exposed_s=report.transfer_exposed_s,
         num_prefill_cached_tokens=report.num_prefill_cached_tokens,
         num_resent_blocks=report.num_resent_blocks,
+        num_lent_tokens=report.num_lent_tokens,
+        transport=report.transport,
     )
 
 
@@ -206,6 +212,8 @@ def hand_off_from_proto(message: decode_pb2.HandOffReport) -> HandOffReport:
         transfer_exposed_s=message.transfer_exposed_s,
         num_prefill_cached_tokens=message.num_prefill_cached_tokens,
         num_resent_blocks=message.num_resent_blocks,
+        num_lent_tokens=message.num_lent_tokens,
+        transport=message.transport,
     )
 
 
@@ -219,7 +227,10 @@ def pool_from_proto(message: common_pb2.Pool) -> PoolId:
 
 def prefill_choice_to_proto(choice: PrefillChoice) -> decode_pb2.PrefillChoice:
     return decode_pb2.PrefillChoice(
-        pool=pool_to_proto(choice.pool), incarnation=choice.incarnation, address=choice.address
+        pool=pool_to_proto(choice.pool),
+        incarnation=choice.incarnation,
+        address=choice.address,
+        lend=choice.lend,
     )
 
 
@@ -228,6 +239,7 @@ def prefill_choice_from_proto(message: decode_pb2.PrefillChoice) -> PrefillChoic
         pool=pool_from_proto(message.pool),
         incarnation=message.incarnation,
         address=message.address,
+        lend=message.lend,
     )
 
 

@@ -138,18 +138,21 @@ class PoolLoad:
 
 @dataclass(frozen=True, slots=True)
 class PrefillChoice:
-    """The prefill pool that the router chose for one attempt."""
+    """The prefill pool that the router chose for one attempt. `lend`: the decode worker gives it the
+    prefix that it has, so that it need not be computed again."""
 
     pool: PoolId
     incarnation: int
     address: str
+    lend: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class HandOffReport:
     """What one hand-off cost. Times in seconds: for `transfer_s` the link was busy with it, and
     `transfer_exposed_s` is what the request waited after its prefill; the rest was hidden behind it.
-    `num_resent_blocks` arrived wrong and were sent again."""
+    `num_resent_blocks` arrived wrong and were sent again; the KV of `num_lent_tokens` had come from the
+    decode worker before."""
 
     prefill_worker: str
     transfer_bytes: int
@@ -157,6 +160,8 @@ class HandOffReport:
     transfer_exposed_s: float
     num_prefill_cached_tokens: int
     num_resent_blocks: int = 0
+    num_lent_tokens: int = 0
+    transport: str = ""
 
 
 @dataclass(frozen=True, slots=True)

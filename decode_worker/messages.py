@@ -103,7 +103,24 @@ class Fenced:
     transfer: int
 
 
-Event = Start | Cancel | RouterLost | Reroute | FirstTokens | HandOffDone | HandOffFailed | Fenced
+@dataclass(frozen=True, slots=True)
+class LendOver:
+    """The blocks that were lent for this transfer are not read any more."""
+
+    transfer: int
+
+
+Event = (
+    Start
+    | Cancel
+    | RouterLost
+    | Reroute
+    | FirstTokens
+    | HandOffDone
+    | HandOffFailed
+    | Fenced
+    | LendOver
+)
 
 
 # Orders to the hand-off
@@ -112,7 +129,8 @@ Event = Start | Cancel | RouterLost | Reroute | FirstTokens | HandOffDone | Hand
 @dataclass(frozen=True, slots=True)
 class AskPrefill:
     """Ask `prefill` to compute `token_ids` and to write the KV of its blocks from `first_block` on into
-    `destination_blocks` of this pool."""
+    `destination_blocks` of this pool. `lent_blocks`: the blocks of this pool before `first_block`, where
+    it may have them; `LendOver` says when they are read no more."""
 
     transfer: int
     prefill: PrefillChoice
@@ -128,6 +146,7 @@ class AskPrefill:
     deadline_s: float | None
     first_block: int
     destination_blocks: Sequence[int]
+    lent_blocks: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)

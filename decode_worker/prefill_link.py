@@ -30,14 +30,16 @@ from baton.rpc.status import from_rpc_error
 from baton.types import PrefillChoice
 from baton.v1 import prefill_pb2, prefill_pb2_grpc
 from decode_worker import prefill_words
+from decode_worker.lender import Lender
+from decode_worker.loans import Loans
 from decode_worker.messages import AskPrefill, Event, Fenced, HandOffDone, HandOffFailed
 from decode_worker.transfer import Transfer
-from decode_worker.verifier import Verifier
 from kv_transfer.base import Receiver, Revocation
-from kv_transfer.choose import Receivers
+from kv_transfer.choose import Receivers, Senders
 from kv_transfer.introduction import unpack_process
 from kv_transfer.peer_process import PeerProcess
 from kv_transfer.transfer import incoming
+from worker.verifier import Verifier
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +55,7 @@ class DecodeSide:
     that number; `post` hands an event to the role."""
 
     receivers: Receivers
+    senders: Senders
     verifier: Verifier
     hello: Callable[[int], prefill_pb2.PrefillHello]
     post: Callable[[Event], None]
@@ -77,7 +80,14 @@ class PrefillLink:
         self._on_end = on_end
         self._transfers: dict[int, Transfer] = {}
         self._outgoing = Commands()
-        self._receiver: Receiver | None = None  # of the transport that P chose; None until Welcome
+        self._transport = ""  # that P chose
+        self._receiver: Receiver | None = None  # of it; None until Welcome
+        self._starts: set[asyncio.Task[None]] = set()  # waiting for the way to lend by
+        self._loans = Loans(
+            lambda offer: Lender(side.senders, offer, side.verifier.layout.num_layers),
+            side.post,
+            lambda command: self._outgoing.put_nowait(command),
+        )
         self._lost = False
         self._process: PeerProcess | None = None  # None: not of this machine, or dead
         self._is_dead = False
@@ -91,6 +101,7 @@ class PrefillLink:
         book = incoming.Incoming(blocks, self._side.times)
         transfer = Transfer(order, book, time.monotonic())
         self._transfers[order.transfer] = transfer
+        self._loans.open(order)
         if self._lost:
             self._fail(transfer, PeerLost("the prefill worker is lost"))
         elif self._receiver is not None:
@@ -100,7 +111,7 @@ class PrefillLink:
         transfer = self._transfers.get(number)
         if transfer is None:
             return
-        transfer.over = True
+        self._over(transfer)
         if transfer.book.is_complete:  # only P's account was missing: it still holds its blocks
             self._ask_fence(transfer)
         else:
@@ -109,6 +120,7 @@ class PrefillLink:
     async def close(self) -> None:
         self._task.cancel()
         await asyncio.wait([self._task])
+        await self._loans.close()
 
     # The stream
 
@@ -122,11 +134,14 @@ class PrefillLink:
                 lost = PeerLost(f"prefill worker {self._prefill.pool} was lost: {error}")
                 for transfer in list(self._transfers.values()):
                     self._fail(transfer, lost)
+                await self._loans.close()
                 if not self._transfers:
                     return
                 await asyncio.sleep(_AGAIN_S)
         finally:
             ticker.cancel()
+            for start in self._starts:
+                start.cancel()
             self._on_end(self._prefill)
             if self._process is not None:
                 self._process.close()
@@ -146,6 +161,8 @@ class PrefillLink:
                             self._welcome(event.welcome)
                         case "alive":
                             self._alive(time.monotonic())
+                        case "wanted":
+                            self._loans.wanted(event.wanted)
                         case _:
                             self._receive(event)
             return PeerLost("it closed the stream")
@@ -214,7 +231,9 @@ class PrefillLink:
                 self._process = PeerProcess(process) if process is not None else None
             except PeerLost:
                 self._is_dead = True
+        self._transport = welcome.transport
         self._receiver, self._lost = self._side.receivers[welcome.transport], False
+        self._loans.welcome(welcome.receivers[0] if welcome.receivers else b"")
         for transfer in list(self._transfers.values()):
             if transfer.over:
                 self._stopped(transfer)  # asked for on an earlier stream
@@ -222,9 +241,20 @@ class PrefillLink:
                 self._start(transfer, self._receiver)
 
     def _start(self, transfer: Transfer, receiver: Receiver) -> None:
-        transfer.receiver = receiver
+        transfer.receiver, transfer.transport = receiver, self._transport
         receiver.open(transfer.id, transfer.ask.destination_blocks)
-        self._outgoing.put_nowait(prefill_words.start(transfer.ask, time.monotonic()))
+        if not transfer.ask.lent_blocks:
+            self._outgoing.put_nowait(prefill_words.start(transfer.ask, "", time.monotonic()))
+            return
+        start = asyncio.create_task(self._start_lending(transfer, self._outgoing))
+        self._starts.add(start)
+        start.add_done_callback(self._starts.discard)
+
+    async def _start_lending(self, transfer: Transfer, outgoing: Commands) -> None:
+        """Where nothing can be lent, P computes the prefix again."""
+        lends = await self._loans.transport()
+        if not transfer.over:
+            outgoing.put_nowait(prefill_words.start(transfer.ask, lends, time.monotonic()))
 
     # The book's commands, performed
 
@@ -273,7 +303,7 @@ class PrefillLink:
         """Where every block is right and P has given its account of the prefill, the role goes on."""
         if transfer.over or not transfer.is_complete:
             return
-        transfer.over = True
+        self._over(transfer)
         now_s = time.monotonic()
         if transfer.receiver is not None:
             transfer.receiver.revoke(transfer.id)
@@ -289,12 +319,17 @@ class PrefillLink:
         there is some."""
         if transfer.over:
             return
-        transfer.over = True
+        self._over(transfer)
         fenced = fenced or self._is_revoked(transfer)
         num_good = transfer.num_good_tokens(self._side.verifier.layout.block_size)
         self._side.post(HandOffFailed(transfer.ask.transfer, error, num_good, fenced))
         if fenced:
             self._forget(transfer)
+
+    def _over(self, transfer: Transfer) -> None:
+        """The role knows, or is about to hear, how it ended."""
+        transfer.over = True
+        self._loans.end(transfer.ask.transfer)
 
     def _ask_fence(self, transfer: Transfer) -> None:
         if self._is_revoked(transfer):

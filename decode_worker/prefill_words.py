@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from baton import convert
@@ -14,7 +15,7 @@ def named(transfer: Transfer) -> dict[str, Any]:
     return {"request_id": transfer.ask.request_id, "attempt": transfer.ask.transfer}
 
 
-def start(order: AskPrefill, now_s: float) -> prefill_pb2.PrefillCommand:
+def start(order: AskPrefill, lends: str, now_s: float) -> prefill_pb2.PrefillCommand:
     return prefill_pb2.PrefillCommand(
         start=prefill_pb2.PrefillStart(
             request_id=order.request_id,
@@ -32,6 +33,7 @@ def start(order: AskPrefill, now_s: float) -> prefill_pb2.PrefillCommand:
             pool=convert.pool_to_proto(order.prefill.pool),
             incarnation=order.prefill.incarnation,
             eos_token_ids=order.eos_token_ids,
+            lends=lends,
         )
     )
 
@@ -42,6 +44,18 @@ def cancel(transfer: Transfer) -> prefill_pb2.PrefillCommand:
 
 def confirm(transfer: Transfer) -> prefill_pb2.PrefillCommand:
     return prefill_pb2.PrefillCommand(confirm=prefill_pb2.PrefillConfirm(**named(transfer)))
+
+
+def lent(ask: AskPrefill, checksums: Sequence[int]) -> prefill_pb2.PrefillCommand:
+    lent = prefill_pb2.PrefixLent(
+        request_id=ask.request_id, attempt=ask.transfer, checksums=checksums
+    )
+    return prefill_pb2.PrefillCommand(lent=lent)
+
+
+def not_lent(request_id: str, attempt: int) -> prefill_pb2.PrefillCommand:
+    not_lent = prefill_pb2.PrefixNotLent(request_id=request_id, attempt=attempt)
+    return prefill_pb2.PrefillCommand(not_lent=not_lent)
 
 
 def resend(transfer: Transfer, blocks: tuple[int, ...]) -> prefill_pb2.PrefillCommand:

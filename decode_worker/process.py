@@ -13,12 +13,13 @@ from decode_worker.prefill_link import DecodeSide
 from decode_worker.scheduler import Scheduler
 from decode_worker.service import DecodeService
 from decode_worker.state_machine import DecodeRequests
-from decode_worker.verifier import Verifier
 from engine.block_manager import BlockManager
-from kv_transfer.choose import Receivers
+from kv_transfer.choose import Receivers, Senders
 from kv_transfer.faults import Faults
+from kv_transfer.introduction import pack_process
 from worker.engine import LoadedEngine
 from worker.host import Host
+from worker.verifier import Verifier
 
 
 async def run(config: DecodeConfig, engine: LoadedEngine) -> None:
@@ -43,13 +44,15 @@ async def run(config: DecodeConfig, engine: LoadedEngine) -> None:
             fingerprint=convert.fingerprint_to_proto(info.fingerprint),
             endpoints=[receivers.offer()],
             stream=stream,
+            process=pack_process(),
         )
 
     verifier = Verifier(
         pool, verify=config.verify_checksums, arrived=Faults.from_environment().arrived(pool)
     )
+    senders = Senders(pool, times.progress_timeout_s, config.host.transports)
     hand_offs = HandOffs(
-        DecodeSide(receivers, verifier, hello, lambda event: host.post(event), times)
+        DecodeSide(receivers, senders, verifier, hello, lambda event: host.post(event), times)
     )
 
     def deliver(commands: Commands) -> None:

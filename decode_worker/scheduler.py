@@ -63,6 +63,7 @@ class Scheduler:
         self._waiting: list[Sample] = []  # most urgent first
         self._running: list[Sample] = []  # most urgent first
         self._reserved: list[Sample] = []  # blocks taken, KV on its way from another worker
+        self._lent: dict[int, Sequence[int]] = {}  # blocks that another worker reads, by loan
         self._by_handle: dict[int, Sample] = {}
         self._siblings: dict[int, list[Sample]] = {}  # lead's handle -> samples that part from it
         self._added: list[NewSample] = []
@@ -91,7 +92,8 @@ class Scheduler:
 
     def check_integrity(self) -> None:
         tables = [sample.block_table for sample in self.samples]
-        self.blocks.check_integrity([*tables, [source for source, _ in self._copies]])
+        sources = [source for source, _ in self._copies]
+        self.blocks.check_integrity([*tables, *self._lent.values(), sources])
 
     # Samples come and go
 
@@ -146,6 +148,16 @@ class Scheduler:
             self.blocks.quarantine(unsafe)
         sample_blocks.give_back(sample, self.blocks)
         return unsafe
+
+    def lend(self, loan: int, sample: Sample) -> Sequence[int]:
+        """The published blocks of `sample`, which stay as they are until `end_loan`, whatever becomes of
+        the sample."""
+        self._lent[loan] = blocks = sample.block_table[: sample.num_published]
+        self.blocks.share(blocks)
+        return blocks
+
+    def end_loan(self, loan: int) -> None:
+        self.blocks.release(self._lent.pop(loan))
 
     def remove(self, sample: Sample) -> None:
         """Forgets `sample` (finished or cancelled) and gives its blocks back. The siblings of a lead that

@@ -46,6 +46,7 @@ from decode_worker.messages import (
     HandOffDone,
     HandOffFailed,
     Key,
+    LendOver,
     Order,
     Outbox,
     Reroute,
@@ -157,6 +158,8 @@ class DecodeRequests:
                     self._fenced(transfer)
             case Fenced(transfer):
                 self._fenced(transfer)
+            case LendOver(transfer):
+                self.scheduler.end_loan(transfer)
 
     def _expire(self, now_s: float) -> None:
         for request in list(self._requests.values()):
@@ -268,6 +271,7 @@ class DecodeRequests:
             request.remote, request.num_transferred = lead, len(lead.token_ids)
             transfer = request.transfer = next(self._transfers)
             self._request_of_transfer[transfer] = request
+            lends = prefill.lend and lead.num_published > 0
             self._orders.append(
                 AskPrefill(
                     transfer=transfer,
@@ -284,6 +288,7 @@ class DecodeRequests:
                     deadline_s=start.deadline_s,
                     first_block=lead.num_published,
                     destination_blocks=lead.block_table[lead.num_published :],
+                    lent_blocks=self.scheduler.lend(transfer, lead) if lends else (),
                 )
             )
 

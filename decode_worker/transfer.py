@@ -23,6 +23,7 @@ class Transfer:
     book: Incoming
     asked_s: float
     receiver: Receiver | None = None
+    transport: str = ""
     told: dict[int, int] = field(default_factory=dict)  # checksums by logical block, as P says
     verified: set[int] = field(default_factory=set)
     num_resent_blocks: int = 0
@@ -67,6 +68,8 @@ class Transfer:
             transfer_exposed_s=max(0.0, now_s - (self.prompt_done_s or now_s)),
             num_prefill_cached_tokens=self.done.num_cached_tokens,
             num_resent_blocks=self.num_resent_blocks,
+            num_lent_tokens=self.done.num_lent_tokens,
+            transport=self.transport,
         )
 
     def instants(self, now_s: float) -> Mapping[str, float]:

@@ -19,7 +19,8 @@ Key = tuple[ReaderId, int]  # the reader, and its number for the transfer
 @dataclass(frozen=True, slots=True)
 class Ask:
     """Compute `token_ids` and write the KV of logical blocks first_block, first_block + 1, ... into
-    `destination_blocks` of the reader's pool. `sample`: draw the token that follows, per sample."""
+    `destination_blocks` of the reader's pool. `sample`: draw the token that follows, per sample. `lends`:
+    the transport by which the reader writes the blocks before `first_block` here, on demand."""
 
     key: Key
     request_id: str
@@ -34,6 +35,7 @@ class Ask:
     sample: bool = True
     priority: int = 0
     deadline_s: float | None = None
+    lends: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,16 @@ class FenceDone:
     key: Key
 
 
-Event = Ask | Cancel | Confirm | Resend | ReaderLost | WriteFailed | FenceDone
+@dataclass(frozen=True, slots=True)
+class Borrowed:
+    """What was to be borrowed for this transfer is here and verified, or (not `ok`) will not come: it is
+    not written any more either way."""
+
+    key: Key
+    ok: bool
+
+
+Event = Ask | Cancel | Confirm | Resend | ReaderLost | WriteFailed | FenceDone | Borrowed
 
 
 # Orders to the hand-off
@@ -104,7 +115,19 @@ class Fence:
     key: Key
 
 
-Order = Open | WriteCached | Fence
+@dataclass(frozen=True, slots=True)
+class Borrow:
+    """Let the reader write its logical blocks first_block, first_block + 1, ... into `blocks` of this pool,
+    by `transport`."""
+
+    key: Key
+    request_id: str
+    first_block: int
+    blocks: Sequence[int]
+    transport: str
+
+
+Order = Open | WriteCached | Fence | Borrow
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +150,7 @@ class PromptDone:
     drawn: Sequence[tuple[int, Drawn]]  # (sample index, ...)
     prompt_logprobs: Sequence[PositionLogprobs]
     num_cached_tokens: int
+    num_lent_tokens: int
     started_s: float
     ended_s: float
 

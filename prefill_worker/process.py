@@ -6,10 +6,11 @@ import asyncio
 
 from baton.v1 import prefill_pb2_grpc
 from engine.block_manager import BlockManager
-from kv_transfer.choose import Senders
+from kv_transfer.choose import Receivers, Senders
 from kv_transfer.faults import Faults
+from prefill_worker.borrower import Borrower
 from prefill_worker.config import PrefillConfig
-from prefill_worker.messages import Commands, Event
+from prefill_worker.messages import Commands, Event, FenceDone
 from prefill_worker.push import Pusher
 from prefill_worker.pushing_runner import PushingRunner
 from prefill_worker.scheduler import PrefillScheduler
@@ -17,6 +18,7 @@ from prefill_worker.service import PrefillService
 from prefill_worker.state_machine import PrefillRequests
 from worker.engine import LoadedEngine
 from worker.host import Host
+from worker.verifier import Verifier
 
 _ALIVES_PER_TIMEOUT = 4
 
@@ -29,30 +31,42 @@ async def run(config: PrefillConfig, engine: LoadedEngine) -> None:
     scheduler = PrefillScheduler(blocks, config.limits())
     role = PrefillRequests(scheduler, config.host.times.block_hold_s)
     timeout_s = config.host.times.progress_timeout_s
-    senders = Faults.from_environment().senders(
-        engine.pool(), lambda pool: Senders(pool, timeout_s)
-    )
+    pool = engine.pool()
+    senders = Faults.from_environment().senders(pool, lambda pool: Senders(pool, timeout_s))
     service = PrefillService(senders.connect)
 
     def deliver(commands: Commands) -> None:
+        if commands.orders:  # what is borrowed first: a fence may follow it at once
+            loop.call_soon_threadsafe(borrower.perform, commands.orders)
         pusher.perform(commands.orders)
         if commands.words:
             loop.call_soon_threadsafe(service.send, commands.words)
 
-    pusher = Pusher(
-        runner.layout.num_layers,
-        lambda event: host.post(event),
-        service.announce,
-        service.hang_up,
-    )
+    def post(event: Event) -> None:
+        """A fence is over when what was borrowed is over, too."""
+        if isinstance(event, FenceDone):
+            loop.call_soon_threadsafe(borrower.end, event.key)
+        else:
+            host.post(event)
+
+    pusher = Pusher(runner.layout.num_layers, post, service.announce, service.hang_up)
+    receivers = Receivers(pool, engine.shared, config.host.host, timeout_s, config.host.transports)
+    verifier = Verifier(pool, verify=True)
+    borrower = Borrower(receivers, verifier, lambda event: host.post(event), service.tell)
     host: Host[Event, Commands] = Host(
         config.host, runner, PushingRunner(runner, role, pusher), role, deliver
     )
-    service.post, service.pusher, service.info = host.post, pusher, lambda: host.info
+    service.post, service.info = host.post, lambda: host.info
+    service.pusher, service.borrower = pusher, borrower
     host.server.add_background(prefill_pb2_grpc.add_PrefillServicer_to_server, service)
-    alive = asyncio.create_task(service.keep_alive(timeout_s / _ALIVES_PER_TIMEOUT, host.is_hung))
+    background = [
+        asyncio.create_task(service.keep_alive(timeout_s / _ALIVES_PER_TIMEOUT, host.is_hung)),
+        asyncio.create_task(borrower.run()),
+    ]
     try:
         await host.run()
     finally:
-        alive.cancel()
+        for task in background:
+            task.cancel()
         pusher.close()
+        borrower.close()

@@ -21,6 +21,7 @@ from kv_transfer.base import Link, TransferId, Write, Written
 from kv_transfer.checksum import MODULUS
 from prefill_worker.messages import (
     BlockWrites,
+    Borrow,
     Event,
     Fence,
     FenceDone,
@@ -106,6 +107,8 @@ class Pusher:
                     self._write(key, writes, range(self._num_layers))
                 case Fence(key):
                     self._fences.submit(self._fence, key)
+                case Borrow():
+                    pass  # nothing leaves: `prefill_worker.borrower` performs it
 
     def begin_step(self, writes: Sequence[tuple[Key, BlockWrites]]) -> None:
         """What each layer of the step that follows completes."""

@@ -1,6 +1,8 @@
 """Which prompt tokens the next step computes on a prefill worker. Pure: no torch, clock or network.
 
     waiting --admit--> computing --last chunk--> held --release--> gone
+       |                   ^
+       +---> borrowing ----+   its prefix is on its way from the reader, who has it
 
 A step computes chunks up to a budget that keeps it within `max_step_s`. Memory for a whole prompt is taken
 at admission and kept. A computed prompt is held, its blocks still referenced, until its reader has
@@ -50,8 +52,11 @@ class PrefillScheduler:
         self.limits = limits
         self.step_time = StepTimeModel()
         self._waiting: list[Sample] = []
+        self._borrowing: list[Sample] = []
         self._computing: list[Sample] = []
         self._held: list[Sample] = []
+        self._num_lent: dict[int, int] = {}  # handle -> leading blocks that the reader lends
+        self._new_borrowers: list[Sample] = []
         self._draws: dict[int, tuple[int, ...]] = {}  # sample's handle -> handles that draw
         self._added: list[NewSample] = []
         self._removed: list[int] = []
@@ -68,36 +73,60 @@ class PrefillScheduler:
     @property
     def num_waiting_tokens(self) -> int:
         """Tokens still to be computed, of waiting and of computing prompts."""
-        return sum(sample.num_missing for sample in (*self._waiting, *self._computing))
+        queues = (*self._waiting, *self._borrowing, *self._computing)
+        return sum(sample.num_missing for sample in queues)
 
     def check_integrity(self) -> None:
-        samples = (*self._waiting, *self._computing, *self._held)
+        samples = (*self._waiting, *self._borrowing, *self._computing, *self._held)
         self.blocks.check_integrity([sample.block_table for sample in samples])
 
     def fits(self, num_tokens: int) -> bool:
         """Whether a prompt of `num_tokens` can ever be computed here."""
         return num_tokens <= self.blocks.num_blocks * self.blocks.block_size
 
-    def add(self, sample: Sample, drawing: Sequence[Sample]) -> None:
+    def add(self, sample: Sample, drawing: Sequence[Sample], num_lent_blocks: int = 0) -> None:
         """Queues `sample`. `drawing`: the samples that draw from its last row, none where the reader
-        draws itself; they need no blocks here."""
+        draws itself; they need no blocks here. `num_lent_blocks`: how many of its leading blocks can be
+        borrowed."""
         self._waiting.append(sample)
+        num_usable = min(num_lent_blocks, sample.num_reusable_tokens // self.blocks.block_size)
+        if num_usable:
+            self._num_lent[sample.handle] = num_usable
         self._draws[sample.handle] = tuple(each.handle for each in drawing)
         self._added += map(sampling_state, drawing)
 
     def stop(self, sample: Sample) -> None:
         """Computes no more of `sample`, which keeps its blocks until `release`."""
-        for queue in (self._waiting, self._computing):
+        for queue in (self._waiting, self._borrowing, self._computing):
             if sample in queue:
                 queue.remove(sample)
                 self._held.append(sample)
 
+    def take_borrowers(self) -> list[tuple[Sample, range]]:
+        """Those who have memory by now and lack blocks that are lent to them, with these logical blocks.
+        They wait until `borrowed`."""
+        borrowers, self._new_borrowers = self._new_borrowers, []
+        return [
+            (each, range(each.num_published, self._num_lent.pop(each.handle)))
+            for each in borrowers
+            if each in self._borrowing
+        ]
+
+    def borrowed(self, sample: Sample, num_blocks: int) -> None:
+        """The KV of the first `num_blocks` blocks of `sample` is here and verified; the rest of it is
+        computed."""
+        self._borrowing.remove(sample)
+        sample.num_computed = max(sample.num_computed, num_blocks * self.blocks.block_size)
+        sample_blocks.publish(sample, self.blocks)
+        self._computing.append(sample)
+
     def release(self, sample: Sample) -> None:
         """Forgets `sample`, wherever it is; its blocks stay as cache."""
-        for queue in (self._waiting, self._computing, self._held):
+        for queue in (self._waiting, self._borrowing, self._computing, self._held):
             if sample in queue:
                 queue.remove(sample)
                 break
+        self._num_lent.pop(sample.handle, None)
         sample_blocks.give_back(sample, self.blocks)
         handles = set(self._draws.pop(sample.handle, ()))
         never_planned = {new.handle for new in self._added} & handles
@@ -145,6 +174,7 @@ class PrefillScheduler:
         return PrefillStep(planned, drawn, prompt_logprobs)
 
     def _slices(self, budget: int, now_s: float) -> Iterator[Slice]:
+        self._admit_borrowers()
         queue = (*self._computing, *self._waiting)
         ordered = sorted(queue, key=lambda each: self._urgency(each, now_s))
         num_tokens, num_packed, has_memory = 0, 0, True
@@ -167,6 +197,18 @@ class PrefillScheduler:
             yield piece
             if num_tokens >= budget:
                 return
+
+    def _admit_borrowers(self) -> None:
+        """Whoever can borrow begins with that at once: blocks travel while others compute."""
+        for sample in [each for each in self._waiting if each.handle in self._num_lent]:
+            if not sample_blocks.take(sample, self.blocks):
+                return
+            self._waiting.remove(sample)
+            if sample.num_published < self._num_lent[sample.handle]:
+                self._borrowing.append(sample)
+                self._new_borrowers.append(sample)
+            else:
+                self._computing.append(sample)
 
     def _is_worth_packing(
         self, sample: Sample, num_tokens: int, num_packed: int, num_behind: int

@@ -16,6 +16,7 @@ from baton.types import WorkerInfo
 from baton.v1 import prefill_pb2, prefill_pb2_grpc
 from kv_transfer.base import Link
 from kv_transfer.introduction import pack_process
+from prefill_worker.borrower import Borrower
 from prefill_worker.messages import (
     Ask,
     Cancel,
@@ -37,11 +38,12 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class PrefillService(prefill_pb2_grpc.PrefillServicer):
-    """One stream per decode worker, with a link of its own to that worker's pool. `post`, `pusher` and
-    `info` are set before the server starts."""
+    """One stream per decode worker, with a link of its own to that worker's pool. `post`, `pusher`,
+    `borrower` and `info` are set before the server starts."""
 
     post: Callable[[Event], None]
     pusher: Pusher
+    borrower: Borrower
     info: Callable[[], WorkerInfo]
 
     def __init__(self, connect: Callable[[bytes], tuple[str, Link]]) -> None:
@@ -71,6 +73,7 @@ class PrefillService(prefill_pb2_grpc.PrefillServicer):
     def _end(self, stream: Stream) -> None:
         reader = stream.reader
         self.post(ReaderLost(reader))
+        self.borrower.remove_reader(reader)
         closing = asyncio.wrap_future(self.pusher.remove_reader(reader))
         fence = asyncio.create_task(self._streams.fence(stream, closing))
         self._fences.add(fence)
@@ -84,6 +87,11 @@ class PrefillService(prefill_pb2_grpc.PrefillServicer):
                 for word in each:
                     for event in self._events((reader, word.number), word):
                         stream.outgoing.put_nowait(event)
+
+    def tell(self, reader: ReaderId, event: prefill_pb2.PrefillEvent) -> None:
+        """Sends `event`, if the reader is still there. On the event loop."""
+        if stream := self._streams.get(reader):
+            stream.outgoing.put_nowait(event)
 
     def announce(self, key: Key, arrived: Arrived) -> None:
         """Blocks lie in the reader's pool. Any thread."""
@@ -139,6 +147,10 @@ class PrefillService(prefill_pb2_grpc.PrefillServicer):
                     case "resend":
                         resend = command.resend
                         self.post(Resend((reader, resend.attempt), list(resend.logical_blocks)))
+                    case "lent":
+                        self.borrower.lent((reader, command.lent.attempt), command.lent.checksums)
+                    case "not_lent":
+                        self.borrower.not_lent((reader, command.not_lent.attempt))
                     case kind:
                         raise InvalidArgument(f"{kind!r} is not expected here", field="command")
         finally:
@@ -154,10 +166,12 @@ class PrefillService(prefill_pb2_grpc.PrefillServicer):
         await self._streams.replace(stream, hello)
         transport, link = await self._connect(hello.endpoints[0])
         self.pusher.add_reader(stream.reader, link)
+        self.borrower.add_reader(stream.reader, hello)
         welcome = prefill_pb2.PrefillWelcome(
             info=convert.worker_info_to_proto(info),
             transport=transport,
             endpoints=[pack_process()],
+            receivers=[self.borrower.offer()],
         )
         return prefill_pb2.PrefillEvent(welcome=welcome)
 
@@ -190,6 +204,7 @@ class PrefillService(prefill_pb2_grpc.PrefillServicer):
                 done = prefill_pb2.PrefillDone(
                     **named,
                     num_cached_tokens=word.num_cached_tokens,
+                    num_lent_tokens=word.num_lent_tokens,
                     prefill_started_s=word.started_s,
                     prefill_ended_s=word.ended_s,
                 )
@@ -230,4 +245,5 @@ def _ask(reader: ReaderId, message: prefill_pb2.PrefillStart) -> Ask:
         sample=message.sample,
         priority=message.priority,
         deadline_s=time.monotonic() + message.timeout_s if message.timeout_s else None,
+        lends=message.lends,
     )

@@ -1,11 +1,12 @@
 """The life of every request on a prefill worker: typed events in, commands out. Pure.
 
     Ask --> waiting --> computing --> held --Confirm------------------> gone
-               |            |           |---hold ran out--> fencing --> gone
-               +------------+-----------+---Cancel, its reader left, a write failed, its deadline
+               |   borrowing ^          |---hold ran out--> fencing --> gone
+               +-------------+----------+---Cancel, its reader left, a write failed, its deadline
                                                         --> fencing --> gone
 
     waiting    for memory and a turn
+    borrowing  the reader, who has the beginning of the prompt, writes it here
     computing  chunk by chunk; each layer's complete blocks leave while the next layer is computed
     held       computed; its blocks stay until the reader has verified its copies
     fencing    unwanted; its blocks stay until it is certain that nobody reads or writes for it any more
@@ -26,6 +27,8 @@ from engine.sample import Sample
 from prefill_worker.messages import (
     Ask,
     BlockWrites,
+    Borrow,
+    Borrowed,
     Cancel,
     Commands,
     Confirm,
@@ -55,6 +58,8 @@ class _Request:
     drawing: list[Sample]
     started_s: float | None = None
     held_until_s: float | None = None
+    borrows: range | None = None  # these logical blocks, while they are on their way
+    num_lent_blocks: int = 0  # that were borrowed
     num_sent_blocks: int = 0  # logical blocks below this have left, or were never asked for
     prompt_logprobs: list[PositionLogprobs] = field(default_factory=list)
     fencing: BatonError | None = None  # why; the reader hears it once the fence is done
@@ -123,6 +128,8 @@ class PrefillRequests:
                 self._resend(known, logical)
             case WriteFailed(_, error):
                 self._fence(known, error)
+            case Borrowed(_, ok):
+                self._borrowed(known, ok)
             case FenceDone():
                 self._forget(known)
 
@@ -136,6 +143,8 @@ class PrefillRequests:
         """The next step; beside it, what of it leaves layer by layer (`step_writes`)."""
         self._expire(now_s)
         plan = self.scheduler.schedule(now_s)
+        for sample, logical in self.scheduler.take_borrowers():
+            self._borrow(self._request_of[sample.handle], logical, now_s)
         self.step_writes = []
         for sample, piece in zip(self.scheduler.planned, plan.slices if plan else (), strict=True):
             request = self._request_of[sample.handle]
@@ -165,6 +174,7 @@ class PrefillRequests:
                     [(index_of[each.handle], each) for each in drawn],
                     request.prompt_logprobs,
                     sample.num_cached_tokens,
+                    request.num_lent_blocks * self.scheduler.blocks.block_size,
                     request.started_s,
                     now_s,
                 ),
@@ -184,7 +194,7 @@ class PrefillRequests:
         request.num_sent_blocks = ask.first_block
         self._requests[ask.key] = self._request_of[request.sample.handle] = request
         self._orders.append(Open(ask.key, ask.request_id, ask.destination_blocks))
-        self.scheduler.add(request.sample, drawing)
+        self.scheduler.add(request.sample, drawing, ask.first_block if ask.lends else 0)
 
     def _refusal(self, ask: Ask) -> BatonError | None:
         num_blocks = -(-len(ask.token_ids) // self.scheduler.blocks.block_size)
@@ -224,6 +234,20 @@ class PrefillRequests:
             priority=ask.priority,
             arrival_s=now_s,
         )
+
+    def _borrow(self, request: _Request, logical: range, now_s: float) -> None:
+        ask, table = request.ask, request.sample.block_table
+        request.started_s, request.borrows = now_s, logical
+        self._send_cached(request)
+        blocks = table[logical.start : logical.stop]
+        self._orders.append(Borrow(ask.key, ask.request_id, logical.start, blocks, ask.lends))
+
+    def _borrowed(self, request: _Request, ok: bool) -> None:
+        logical, request.borrows = request.borrows, None
+        if logical is None or request.fence_asked:
+            return
+        request.num_lent_blocks = len(logical) if ok else 0
+        self.scheduler.borrowed(request.sample, logical.stop if ok else logical.start)
 
     def _send_cached(self, request: _Request) -> None:
         if writes := self._take_writes(request, request.sample.num_published):

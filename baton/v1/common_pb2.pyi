@@ -336,6 +336,8 @@ class Timeline(_message.Message):
     TRANSFER_EXPOSED_S_FIELD_NUMBER: _builtins.int
     NUM_PREFILL_CACHED_TOKENS_FIELD_NUMBER: _builtins.int
     NUM_RESENT_BLOCKS_FIELD_NUMBER: _builtins.int
+    NUM_LENT_TOKENS_FIELD_NUMBER: _builtins.int
+    TRANSPORT_FIELD_NUMBER: _builtins.int
     decode_worker: _builtins.str
     prefill_worker: _builtins.str
     """empty: prefilled on the decode worker"""
@@ -354,6 +356,10 @@ class Timeline(_message.Message):
     """of them, how many the prefill worker had cached"""
     num_resent_blocks: _builtins.int
     """blocks that arrived wrong and were sent again"""
+    num_lent_tokens: _builtins.int
+    """whose KV the prefill worker took from the decode worker"""
+    transport: _builtins.str
+    """of the hand-off"""
     @_builtins.property
     def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___TimelineEvent]: ...
     def __init__(
@@ -373,10 +379,12 @@ class Timeline(_message.Message):
         transfer_exposed_s: _builtins.float = ...,
         num_prefill_cached_tokens: _builtins.int = ...,
         num_resent_blocks: _builtins.int = ...,
+        num_lent_tokens: _builtins.int = ...,
+        transport: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_predicted_local_ttft_s", b"_predicted_local_ttft_s", "_predicted_remote_ttft_s", b"_predicted_remote_ttft_s", "predicted_local_ttft_s", b"predicted_local_ttft_s", "predicted_remote_ttft_s", b"predicted_remote_ttft_s"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_predicted_local_ttft_s", b"_predicted_local_ttft_s", "_predicted_remote_ttft_s", b"_predicted_remote_ttft_s", "decode_worker", b"decode_worker", "events", b"events", "num_attempts", b"num_attempts", "num_cached_tokens", b"num_cached_tokens", "num_computed_tokens", b"num_computed_tokens", "num_preemptions", b"num_preemptions", "num_prefill_cached_tokens", b"num_prefill_cached_tokens", "num_resent_blocks", b"num_resent_blocks", "predicted_local_ttft_s", b"predicted_local_ttft_s", "predicted_remote_ttft_s", b"predicted_remote_ttft_s", "prefill_worker", b"prefill_worker", "transfer_bytes", b"transfer_bytes", "transfer_exposed_s", b"transfer_exposed_s", "transfer_s", b"transfer_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_predicted_local_ttft_s", b"_predicted_local_ttft_s", "_predicted_remote_ttft_s", b"_predicted_remote_ttft_s", "decode_worker", b"decode_worker", "events", b"events", "num_attempts", b"num_attempts", "num_cached_tokens", b"num_cached_tokens", "num_computed_tokens", b"num_computed_tokens", "num_lent_tokens", b"num_lent_tokens", "num_preemptions", b"num_preemptions", "num_prefill_cached_tokens", b"num_prefill_cached_tokens", "num_resent_blocks", b"num_resent_blocks", "predicted_local_ttft_s", b"predicted_local_ttft_s", "predicted_remote_ttft_s", b"predicted_remote_ttft_s", "prefill_worker", b"prefill_worker", "transfer_bytes", b"transfer_bytes", "transfer_exposed_s", b"transfer_exposed_s", "transfer_s", b"transfer_s", "transport", b"transport"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__predicted_local_ttft_s: _TypeAlias = _typing.Literal["predicted_local_ttft_s"]  # noqa: Y015
     _WhichOneofArgType__predicted_local_ttft_s: _TypeAlias = _typing.Literal["_predicted_local_ttft_s", b"_predicted_local_ttft_s"]  # noqa: Y015

@@ -114,8 +114,11 @@ class PrefillChoice(_message.Message):
     POOL_FIELD_NUMBER: _builtins.int
     INCARNATION_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
+    LEND_FIELD_NUMBER: _builtins.int
     incarnation: _builtins.int
     address: _builtins.str
+    lend: _builtins.bool
+    """the decode worker writes the prefix that it has to the prefill worker"""
     @_builtins.property
     def pool(self) -> _common_pb2.Pool: ...
     def __init__(
@@ -124,10 +127,11 @@ class PrefillChoice(_message.Message):
         pool: _common_pb2.Pool | None = ...,
         incarnation: _builtins.int = ...,
         address: _builtins.str = ...,
+        lend: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["pool", b"pool"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "incarnation", b"incarnation", "pool", b"pool"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "incarnation", b"incarnation", "lend", b"lend", "pool", b"pool"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -493,6 +497,8 @@ class HandOffReport(_message.Message):
     TRANSFER_EXPOSED_S_FIELD_NUMBER: _builtins.int
     NUM_PREFILL_CACHED_TOKENS_FIELD_NUMBER: _builtins.int
     NUM_RESENT_BLOCKS_FIELD_NUMBER: _builtins.int
+    NUM_LENT_TOKENS_FIELD_NUMBER: _builtins.int
+    TRANSPORT_FIELD_NUMBER: _builtins.int
     prefill_worker: _builtins.str
     transfer_bytes: _builtins.int
     transfer_s: _builtins.float
@@ -500,6 +506,9 @@ class HandOffReport(_message.Message):
     num_prefill_cached_tokens: _builtins.int
     num_resent_blocks: _builtins.int
     """arrived wrong, and were sent again"""
+    num_lent_tokens: _builtins.int
+    """whose KV the prefill worker took from the decode worker"""
+    transport: _builtins.str
     def __init__(
         self,
         *,
@@ -509,10 +518,12 @@ class HandOffReport(_message.Message):
         transfer_exposed_s: _builtins.float = ...,
         num_prefill_cached_tokens: _builtins.int = ...,
         num_resent_blocks: _builtins.int = ...,
+        num_lent_tokens: _builtins.int = ...,
+        transport: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_prefill_cached_tokens", b"num_prefill_cached_tokens", "num_resent_blocks", b"num_resent_blocks", "prefill_worker", b"prefill_worker", "transfer_bytes", b"transfer_bytes", "transfer_exposed_s", b"transfer_exposed_s", "transfer_s", b"transfer_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_lent_tokens", b"num_lent_tokens", "num_prefill_cached_tokens", b"num_prefill_cached_tokens", "num_resent_blocks", b"num_resent_blocks", "prefill_worker", b"prefill_worker", "transfer_bytes", b"transfer_bytes", "transfer_exposed_s", b"transfer_exposed_s", "transfer_s", b"transfer_s", "transport", b"transport"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

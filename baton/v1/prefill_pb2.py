@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from baton.v1 import common_pb2 as baton_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x62\x61ton/v1/prefill.proto\x12\x08\x62\x61ton.v1\x1a\x15\x62\x61ton/v1/common.proto\"\xf0\x01\n\x0ePrefillCommand\x12\'\n\x05hello\x18\x01 \x01(\x0b\x32\x16.baton.v1.PrefillHelloH\x00\x12\'\n\x05start\x18\x02 \x01(\x0b\x32\x16.baton.v1.PrefillStartH\x00\x12)\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32\x17.baton.v1.PrefillCancelH\x00\x12+\n\x07\x63onfirm\x18\x04 \x01(\x0b\x32\x18.baton.v1.PrefillConfirmH\x00\x12)\n\x06resend\x18\x05 \x01(\x0b\x32\x17.baton.v1.PrefillResendH\x00\x42\t\n\x07\x63ommand\"\x85\x01\n\x0cPrefillHello\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12*\n\x0b\x66ingerprint\x18\x03 \x01(\x0b\x32\x15.baton.v1.Fingerprint\x12\x11\n\tendpoints\x18\x04 \x03(\x0c\x12\x0e\n\x06stream\x18\x05 \x01(\x04\"\xf6\x02\n\x0cPrefillStart\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x19\n\x11num_prompt_tokens\x18\x04 \x01(\r\x12\x14\n\x0csample_index\x18\x05 \x01(\r\x12*\n\x08sampling\x18\x06 \x01(\x0b\x32\x18.baton.v1.SamplingParams\x12\x0c\n\x04salt\x18\x07 \x01(\x0c\x12\x10\n\x08priority\x18\x08 \x01(\x05\x12\x11\n\ttimeout_s\x18\t \x01(\x01\x12\x13\n\x0b\x66irst_block\x18\n \x01(\r\x12\x1a\n\x12\x64\x65stination_blocks\x18\x0b \x03(\r\x12\x0e\n\x06sample\x18\x0c \x01(\x08\x12\x13\n\x0btraceparent\x18\r \x01(\t\x12\x1c\n\x04pool\x18\x0e \x01(\x0b\x32\x0e.baton.v1.Pool\x12\x13\n\x0bincarnation\x18\x0f \x01(\x04\x12\x15\n\reos_token_ids\x18\x10 \x03(\r\"4\n\rPrefillCancel\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\"5\n\x0ePrefillConfirm\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\"L\n\rPrefillResend\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x16\n\x0elogical_blocks\x18\x03 \x03(\r\"\xbf\x02\n\x0cPrefillEvent\x12-\n\x0c\x66irst_tokens\x18\x01 \x01(\x0b\x32\x15.baton.v1.FirstTokensH\x00\x12%\n\x04\x64one\x18\x02 \x01(\x0b\x32\x15.baton.v1.PrefillDoneH\x00\x12\"\n\x06\x66\x65nced\x18\x03 \x01(\x0b\x32\x10.baton.v1.FencedH\x00\x12)\n\x06\x66\x61iled\x18\x04 \x01(\x0b\x32\x17.baton.v1.PrefillFailedH\x00\x12+\n\x0b\x62locks_sent\x18\x05 \x01(\x0b\x32\x14.baton.v1.BlocksSentH\x00\x12+\n\x07welcome\x18\x06 \x01(\x0b\x32\x18.baton.v1.PrefillWelcomeH\x00\x12\'\n\x05\x61live\x18\x07 \x01(\x0b\x32\x16.baton.v1.PrefillAliveH\x00\x42\x07\n\x05\x65vent\"Z\n\x0ePrefillWelcome\x12\"\n\x04info\x18\x01 \x01(\x0b\x32\x14.baton.v1.WorkerInfo\x12\x11\n\ttransport\x18\x02 \x01(\t\x12\x11\n\tendpoints\x18\x03 \x03(\x0c\"\x0e\n\x0cPrefillAlive\"b\n\nFirstToken\x12\x14\n\x0csample_index\x18\x01 \x01(\r\x12\x10\n\x08token_id\x18\x02 \x01(\r\x12,\n\x08logprobs\x18\x03 \x01(\x0b\x32\x1a.baton.v1.PositionLogprobs\"\x8d\x01\n\x0b\x46irstTokens\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12$\n\x06tokens\x18\x03 \x03(\x0b\x32\x14.baton.v1.FirstToken\x12\x33\n\x0fprompt_logprobs\x18\x04 \x03(\x0b\x32\x1a.baton.v1.PositionLogprobs\"i\n\nBlocksSent\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x13\n\x0b\x66irst_block\x18\x03 \x01(\r\x12\x11\n\tchecksums\x18\x04 \x03(\x06\x12\x0e\n\x06\x62usy_s\x18\x05 \x01(\x01\"\x81\x01\n\x0bPrefillDone\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x19\n\x11num_cached_tokens\x18\x03 \x01(\r\x12\x19\n\x11prefill_started_s\x18\x04 \x01(\x01\x12\x17\n\x0fprefill_ended_s\x18\x05 \x01(\x01\"-\n\x06\x46\x65nced\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\"T\n\rPrefillFailed\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x1e\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x0f.baton.v1.Error2J\n\x07Prefill\x12?\n\x07Prefill\x12\x18.baton.v1.PrefillCommand\x1a\x16.baton.v1.PrefillEvent(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x62\x61ton/v1/prefill.proto\x12\x08\x62\x61ton.v1\x1a\x15\x62\x61ton/v1/common.proto\"\xc3\x02\n\x0ePrefillCommand\x12\'\n\x05hello\x18\x01 \x01(\x0b\x32\x16.baton.v1.PrefillHelloH\x00\x12\'\n\x05start\x18\x02 \x01(\x0b\x32\x16.baton.v1.PrefillStartH\x00\x12)\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32\x17.baton.v1.PrefillCancelH\x00\x12+\n\x07\x63onfirm\x18\x04 \x01(\x0b\x32\x18.baton.v1.PrefillConfirmH\x00\x12)\n\x06resend\x18\x05 \x01(\x0b\x32\x17.baton.v1.PrefillResendH\x00\x12$\n\x04lent\x18\x06 \x01(\x0b\x32\x14.baton.v1.PrefixLentH\x00\x12+\n\x08not_lent\x18\x07 \x01(\x0b\x32\x17.baton.v1.PrefixNotLentH\x00\x42\t\n\x07\x63ommand\"\x96\x01\n\x0cPrefillHello\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12*\n\x0b\x66ingerprint\x18\x03 \x01(\x0b\x32\x15.baton.v1.Fingerprint\x12\x11\n\tendpoints\x18\x04 \x03(\x0c\x12\x0e\n\x06stream\x18\x05 \x01(\x04\x12\x0f\n\x07process\x18\x06 \x01(\x0c\"\x85\x03\n\x0cPrefillStart\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x19\n\x11num_prompt_tokens\x18\x04 \x01(\r\x12\x14\n\x0csample_index\x18\x05 \x01(\r\x12*\n\x08sampling\x18\x06 \x01(\x0b\x32\x18.baton.v1.SamplingParams\x12\x0c\n\x04salt\x18\x07 \x01(\x0c\x12\x10\n\x08priority\x18\x08 \x01(\x05\x12\x11\n\ttimeout_s\x18\t \x01(\x01\x12\x13\n\x0b\x66irst_block\x18\n \x01(\r\x12\x1a\n\x12\x64\x65stination_blocks\x18\x0b \x03(\r\x12\x0e\n\x06sample\x18\x0c \x01(\x08\x12\x13\n\x0btraceparent\x18\r \x01(\t\x12\x1c\n\x04pool\x18\x0e \x01(\x0b\x32\x0e.baton.v1.Pool\x12\x13\n\x0bincarnation\x18\x0f \x01(\x04\x12\x15\n\reos_token_ids\x18\x10 \x03(\r\x12\r\n\x05lends\x18\x11 \x01(\t\"4\n\rPrefillCancel\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\"5\n\x0ePrefillConfirm\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\"L\n\rPrefillResend\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x16\n\x0elogical_blocks\x18\x03 \x03(\r\"D\n\nPrefixLent\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x11\n\tchecksums\x18\x03 \x03(\x06\"4\n\rPrefixNotLent\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\"\xe9\x02\n\x0cPrefillEvent\x12-\n\x0c\x66irst_tokens\x18\x01 \x01(\x0b\x32\x15.baton.v1.FirstTokensH\x00\x12%\n\x04\x64one\x18\x02 \x01(\x0b\x32\x15.baton.v1.PrefillDoneH\x00\x12\"\n\x06\x66\x65nced\x18\x03 \x01(\x0b\x32\x10.baton.v1.FencedH\x00\x12)\n\x06\x66\x61iled\x18\x04 \x01(\x0b\x32\x17.baton.v1.PrefillFailedH\x00\x12+\n\x0b\x62locks_sent\x18\x05 \x01(\x0b\x32\x14.baton.v1.BlocksSentH\x00\x12+\n\x07welcome\x18\x06 \x01(\x0b\x32\x18.baton.v1.PrefillWelcomeH\x00\x12\'\n\x05\x61live\x18\x07 \x01(\x0b\x32\x16.baton.v1.PrefillAliveH\x00\x12(\n\x06wanted\x18\x08 \x01(\x0b\x32\x16.baton.v1.PrefixWantedH\x00\x42\x07\n\x05\x65vent\"m\n\x0ePrefillWelcome\x12\"\n\x04info\x18\x01 \x01(\x0b\x32\x14.baton.v1.WorkerInfo\x12\x11\n\ttransport\x18\x02 \x01(\t\x12\x11\n\tendpoints\x18\x03 \x03(\x0c\x12\x11\n\treceivers\x18\x04 \x03(\x0c\"\x0e\n\x0cPrefillAlive\"d\n\x0cPrefixWanted\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x13\n\x0b\x66irst_block\x18\x03 \x01(\r\x12\x1a\n\x12\x64\x65stination_blocks\x18\x04 \x03(\r\"b\n\nFirstToken\x12\x14\n\x0csample_index\x18\x01 \x01(\r\x12\x10\n\x08token_id\x18\x02 \x01(\r\x12,\n\x08logprobs\x18\x03 \x01(\x0b\x32\x1a.baton.v1.PositionLogprobs\"\x8d\x01\n\x0b\x46irstTokens\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12$\n\x06tokens\x18\x03 \x03(\x0b\x32\x14.baton.v1.FirstToken\x12\x33\n\x0fprompt_logprobs\x18\x04 \x03(\x0b\x32\x1a.baton.v1.PositionLogprobs\"i\n\nBlocksSent\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x13\n\x0b\x66irst_block\x18\x03 \x01(\r\x12\x11\n\tchecksums\x18\x04 \x03(\x06\x12\x0e\n\x06\x62usy_s\x18\x05 \x01(\x01\"\x9a\x01\n\x0bPrefillDone\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x19\n\x11num_cached_tokens\x18\x03 \x01(\r\x12\x19\n\x11prefill_started_s\x18\x04 \x01(\x01\x12\x17\n\x0fprefill_ended_s\x18\x05 \x01(\x01\x12\x17\n\x0fnum_lent_tokens\x18\x06 \x01(\r\"-\n\x06\x46\x65nced\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\"T\n\rPrefillFailed\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x1e\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x0f.baton.v1.Error2J\n\x07Prefill\x12?\n\x07Prefill\x12\x18.baton.v1.PrefillCommand\x1a\x16.baton.v1.PrefillEvent(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,35 +33,41 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'baton.v1.prefill_pb2', _glo
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_PREFILLCOMMAND']._serialized_start=60
-  _globals['_PREFILLCOMMAND']._serialized_end=300
-  _globals['_PREFILLHELLO']._serialized_start=303
-  _globals['_PREFILLHELLO']._serialized_end=436
-  _globals['_PREFILLSTART']._serialized_start=439
-  _globals['_PREFILLSTART']._serialized_end=813
-  _globals['_PREFILLCANCEL']._serialized_start=815
-  _globals['_PREFILLCANCEL']._serialized_end=867
-  _globals['_PREFILLCONFIRM']._serialized_start=869
-  _globals['_PREFILLCONFIRM']._serialized_end=922
-  _globals['_PREFILLRESEND']._serialized_start=924
-  _globals['_PREFILLRESEND']._serialized_end=1000
-  _globals['_PREFILLEVENT']._serialized_start=1003
-  _globals['_PREFILLEVENT']._serialized_end=1322
-  _globals['_PREFILLWELCOME']._serialized_start=1324
-  _globals['_PREFILLWELCOME']._serialized_end=1414
-  _globals['_PREFILLALIVE']._serialized_start=1416
-  _globals['_PREFILLALIVE']._serialized_end=1430
-  _globals['_FIRSTTOKEN']._serialized_start=1432
-  _globals['_FIRSTTOKEN']._serialized_end=1530
-  _globals['_FIRSTTOKENS']._serialized_start=1533
-  _globals['_FIRSTTOKENS']._serialized_end=1674
-  _globals['_BLOCKSSENT']._serialized_start=1676
-  _globals['_BLOCKSSENT']._serialized_end=1781
-  _globals['_PREFILLDONE']._serialized_start=1784
-  _globals['_PREFILLDONE']._serialized_end=1913
-  _globals['_FENCED']._serialized_start=1915
-  _globals['_FENCED']._serialized_end=1960
-  _globals['_PREFILLFAILED']._serialized_start=1962
-  _globals['_PREFILLFAILED']._serialized_end=2046
-  _globals['_PREFILL']._serialized_start=2048
-  _globals['_PREFILL']._serialized_end=2122
+  _globals['_PREFILLCOMMAND']._serialized_end=383
+  _globals['_PREFILLHELLO']._serialized_start=386
+  _globals['_PREFILLHELLO']._serialized_end=536
+  _globals['_PREFILLSTART']._serialized_start=539
+  _globals['_PREFILLSTART']._serialized_end=928
+  _globals['_PREFILLCANCEL']._serialized_start=930
+  _globals['_PREFILLCANCEL']._serialized_end=982
+  _globals['_PREFILLCONFIRM']._serialized_start=984
+  _globals['_PREFILLCONFIRM']._serialized_end=1037
+  _globals['_PREFILLRESEND']._serialized_start=1039
+  _globals['_PREFILLRESEND']._serialized_end=1115
+  _globals['_PREFIXLENT']._serialized_start=1117
+  _globals['_PREFIXLENT']._serialized_end=1185
+  _globals['_PREFIXNOTLENT']._serialized_start=1187
+  _globals['_PREFIXNOTLENT']._serialized_end=1239
+  _globals['_PREFILLEVENT']._serialized_start=1242
+  _globals['_PREFILLEVENT']._serialized_end=1603
+  _globals['_PREFILLWELCOME']._serialized_start=1605
+  _globals['_PREFILLWELCOME']._serialized_end=1714
+  _globals['_PREFILLALIVE']._serialized_start=1716
+  _globals['_PREFILLALIVE']._serialized_end=1730
+  _globals['_PREFIXWANTED']._serialized_start=1732
+  _globals['_PREFIXWANTED']._serialized_end=1832
+  _globals['_FIRSTTOKEN']._serialized_start=1834
+  _globals['_FIRSTTOKEN']._serialized_end=1932
+  _globals['_FIRSTTOKENS']._serialized_start=1935
+  _globals['_FIRSTTOKENS']._serialized_end=2076
+  _globals['_BLOCKSSENT']._serialized_start=2078
+  _globals['_BLOCKSSENT']._serialized_end=2183
+  _globals['_PREFILLDONE']._serialized_start=2186
+  _globals['_PREFILLDONE']._serialized_end=2340
+  _globals['_FENCED']._serialized_start=2342
+  _globals['_FENCED']._serialized_end=2387
+  _globals['_PREFILLFAILED']._serialized_start=2389
+  _globals['_PREFILLFAILED']._serialized_end=2473
+  _globals['_PREFILL']._serialized_start=2475
+  _globals['_PREFILL']._serialized_end=2549
 # @@protoc_insertion_point(module_scope)

@@ -28,6 +28,8 @@ class PrefillCommand(_message.Message):
     CANCEL_FIELD_NUMBER: _builtins.int
     CONFIRM_FIELD_NUMBER: _builtins.int
     RESEND_FIELD_NUMBER: _builtins.int
+    LENT_FIELD_NUMBER: _builtins.int
+    NOT_LENT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___PrefillHello: ...
     @_builtins.property
@@ -40,6 +42,10 @@ class PrefillCommand(_message.Message):
 
     @_builtins.property
     def resend(self) -> Global___PrefillResend: ...
+    @_builtins.property
+    def lent(self) -> Global___PrefixLent: ...
+    @_builtins.property
+    def not_lent(self) -> Global___PrefixNotLent: ...
     def __init__(
         self,
         *,
@@ -48,12 +54,14 @@ class PrefillCommand(_message.Message):
         cancel: Global___PrefillCancel | None = ...,
         confirm: Global___PrefillConfirm | None = ...,
         resend: Global___PrefillResend | None = ...,
+        lent: Global___PrefixLent | None = ...,
+        not_lent: Global___PrefixNotLent | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "command", b"command", "confirm", b"confirm", "hello", b"hello", "resend", b"resend", "start", b"start"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "command", b"command", "confirm", b"confirm", "hello", b"hello", "lent", b"lent", "not_lent", b"not_lent", "resend", b"resend", "start", b"start"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "command", b"command", "confirm", b"confirm", "hello", b"hello", "resend", b"resend", "start", b"start"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "command", b"command", "confirm", b"confirm", "hello", b"hello", "lent", b"lent", "not_lent", b"not_lent", "resend", b"resend", "start", b"start"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_command: _TypeAlias = _typing.Literal["hello", "start", "cancel", "confirm", "resend"]  # noqa: Y015
+    _WhichOneofReturnType_command: _TypeAlias = _typing.Literal["hello", "start", "cancel", "confirm", "resend", "lent", "not_lent"]  # noqa: Y015
     _WhichOneofArgType_command: _TypeAlias = _typing.Literal["command", b"command"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_command) -> _WhichOneofReturnType_command | None: ...
 
@@ -68,12 +76,16 @@ class PrefillHello(_message.Message):
     FINGERPRINT_FIELD_NUMBER: _builtins.int
     ENDPOINTS_FIELD_NUMBER: _builtins.int
     STREAM_FIELD_NUMBER: _builtins.int
+    PROCESS_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
     incarnation: _builtins.int
     stream: _builtins.int
     """Grows with every stream that this incarnation of D opens. P ends all earlier ones, and answers
     Welcome once nothing is written for them any more.
+    And D writes nothing any more into P's pool for what P wanted on the earlier ones.
     """
+    process: _builtins.bytes
+    """msgpack: which process D is, so that a P on its machine can watch it die"""
     @_builtins.property
     def fingerprint(self) -> _common_pb2.Fingerprint: ...
     @_builtins.property
@@ -88,10 +100,11 @@ class PrefillHello(_message.Message):
         fingerprint: _common_pb2.Fingerprint | None = ...,
         endpoints: _abc.Iterable[_builtins.bytes] | None = ...,
         stream: _builtins.int = ...,
+        process: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["fingerprint", b"fingerprint"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoints", b"endpoints", "fingerprint", b"fingerprint", "incarnation", b"incarnation", "stream", b"stream", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoints", b"endpoints", "fingerprint", b"fingerprint", "incarnation", b"incarnation", "process", b"process", "stream", b"stream", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -117,6 +130,7 @@ class PrefillStart(_message.Message):
     POOL_FIELD_NUMBER: _builtins.int
     INCARNATION_FIELD_NUMBER: _builtins.int
     EOS_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    LENDS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     attempt: _builtins.int
     num_prompt_tokens: _builtins.int
@@ -130,6 +144,10 @@ class PrefillStart(_message.Message):
     """whether P draws the first token"""
     traceparent: _builtins.str
     incarnation: _builtins.int
+    lends: _builtins.str
+    """The transport by which D writes the blocks before first_block into P's pool, where P wants some of
+    them; empty: D does not lend them.
+    """
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """prompt, then forced output"""
@@ -163,10 +181,11 @@ class PrefillStart(_message.Message):
         pool: _common_pb2.Pool | None = ...,
         incarnation: _builtins.int = ...,
         eos_token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        lends: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["pool", b"pool", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "destination_blocks", b"destination_blocks", "eos_token_ids", b"eos_token_ids", "first_block", b"first_block", "incarnation", b"incarnation", "num_prompt_tokens", b"num_prompt_tokens", "pool", b"pool", "priority", b"priority", "request_id", b"request_id", "salt", b"salt", "sample", b"sample", "sample_index", b"sample_index", "sampling", b"sampling", "timeout_s", b"timeout_s", "token_ids", b"token_ids", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "destination_blocks", b"destination_blocks", "eos_token_ids", b"eos_token_ids", "first_block", b"first_block", "incarnation", b"incarnation", "lends", b"lends", "num_prompt_tokens", b"num_prompt_tokens", "pool", b"pool", "priority", b"priority", "request_id", b"request_id", "salt", b"salt", "sample", b"sample", "sample_index", b"sample_index", "sampling", b"sampling", "timeout_s", b"timeout_s", "token_ids", b"token_ids", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -243,6 +262,58 @@ class PrefillResend(_message.Message):
 Global___PrefillResend: _TypeAlias = PrefillResend  # noqa: Y015
 
 @_typing.final
+class PrefixLent(_message.Message):
+    """D has written what PrefixWanted named, with the checksum of each block. It writes no more."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    CHECKSUMS_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    attempt: _builtins.int
+    @_builtins.property
+    def checksums(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+        checksums: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "checksums", b"checksums", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PrefixLent: _TypeAlias = PrefixLent  # noqa: Y015
+
+@_typing.final
+class PrefixNotLent(_message.Message):
+    """D does not lend, and writes no more of it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    attempt: _builtins.int
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PrefixNotLent: _TypeAlias = PrefixNotLent  # noqa: Y015
+
+@_typing.final
 class PrefillEvent(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -253,6 +324,7 @@ class PrefillEvent(_message.Message):
     BLOCKS_SENT_FIELD_NUMBER: _builtins.int
     WELCOME_FIELD_NUMBER: _builtins.int
     ALIVE_FIELD_NUMBER: _builtins.int
+    WANTED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def first_tokens(self) -> Global___FirstTokens: ...
     @_builtins.property
@@ -271,6 +343,8 @@ class PrefillEvent(_message.Message):
         `progress_timeout_s`, so that a long queue or step is not taken for a lost peer.
         """
 
+    @_builtins.property
+    def wanted(self) -> Global___PrefixWanted: ...
     def __init__(
         self,
         *,
@@ -281,12 +355,13 @@ class PrefillEvent(_message.Message):
         blocks_sent: Global___BlocksSent | None = ...,
         welcome: Global___PrefillWelcome | None = ...,
         alive: Global___PrefillAlive | None = ...,
+        wanted: Global___PrefixWanted | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["alive", b"alive", "blocks_sent", b"blocks_sent", "done", b"done", "event", b"event", "failed", b"failed", "fenced", b"fenced", "first_tokens", b"first_tokens", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["alive", b"alive", "blocks_sent", b"blocks_sent", "done", b"done", "event", b"event", "failed", b"failed", "fenced", b"fenced", "first_tokens", b"first_tokens", "wanted", b"wanted", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alive", b"alive", "blocks_sent", b"blocks_sent", "done", b"done", "event", b"event", "failed", b"failed", "fenced", b"fenced", "first_tokens", b"first_tokens", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alive", b"alive", "blocks_sent", b"blocks_sent", "done", b"done", "event", b"event", "failed", b"failed", "fenced", b"fenced", "first_tokens", b"first_tokens", "wanted", b"wanted", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["first_tokens", "done", "fenced", "failed", "blocks_sent", "welcome", "alive"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["first_tokens", "done", "fenced", "failed", "blocks_sent", "welcome", "alive", "wanted"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -299,21 +374,27 @@ class PrefillWelcome(_message.Message):
     INFO_FIELD_NUMBER: _builtins.int
     TRANSPORT_FIELD_NUMBER: _builtins.int
     ENDPOINTS_FIELD_NUMBER: _builtins.int
+    RECEIVERS_FIELD_NUMBER: _builtins.int
     transport: _builtins.str
     @_builtins.property
     def info(self) -> _common_pb2.WorkerInfo: ...
     @_builtins.property
     def endpoints(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
+    @_builtins.property
+    def receivers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """per rank, msgpack: what each transport needs to reach P's pools"""
+
     def __init__(
         self,
         *,
         info: _common_pb2.WorkerInfo | None = ...,
         transport: _builtins.str = ...,
         endpoints: _abc.Iterable[_builtins.bytes] | None = ...,
+        receivers: _abc.Iterable[_builtins.bytes] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["info", b"info"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoints", b"endpoints", "info", b"info", "transport", b"transport"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoints", b"endpoints", "info", b"info", "receivers", b"receivers", "transport", b"transport"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -333,6 +414,37 @@ class PrefillAlive(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PrefillAlive: _TypeAlias = PrefillAlive  # noqa: Y015
+
+@_typing.final
+class PrefixWanted(_message.Message):
+    """P lacks blocks that D lends: logical blocks first_block, first_block + 1, ... go to these of P's pool."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    FIRST_BLOCK_FIELD_NUMBER: _builtins.int
+    DESTINATION_BLOCKS_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    attempt: _builtins.int
+    first_block: _builtins.int
+    @_builtins.property
+    def destination_blocks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+        first_block: _builtins.int = ...,
+        destination_blocks: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "destination_blocks", b"destination_blocks", "first_block", b"first_block", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PrefixWanted: _TypeAlias = PrefixWanted  # noqa: Y015
 
 @_typing.final
 class FirstToken(_message.Message):
@@ -434,12 +546,15 @@ class PrefillDone(_message.Message):
     NUM_CACHED_TOKENS_FIELD_NUMBER: _builtins.int
     PREFILL_STARTED_S_FIELD_NUMBER: _builtins.int
     PREFILL_ENDED_S_FIELD_NUMBER: _builtins.int
+    NUM_LENT_TOKENS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     attempt: _builtins.int
     num_cached_tokens: _builtins.int
     prefill_started_s: _builtins.float
     """P's monotonic clock"""
     prefill_ended_s: _builtins.float
+    num_lent_tokens: _builtins.int
+    """whose KV came from D"""
     def __init__(
         self,
         *,
@@ -448,10 +563,11 @@ class PrefillDone(_message.Message):
         num_cached_tokens: _builtins.int = ...,
         prefill_started_s: _builtins.float = ...,
         prefill_ended_s: _builtins.float = ...,
+        num_lent_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "num_cached_tokens", b"num_cached_tokens", "prefill_ended_s", b"prefill_ended_s", "prefill_started_s", b"prefill_started_s", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "num_cached_tokens", b"num_cached_tokens", "num_lent_tokens", b"num_lent_tokens", "prefill_ended_s", b"prefill_ended_s", "prefill_started_s", b"prefill_started_s", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
