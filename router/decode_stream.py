@@ -12,9 +12,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import chain, repeat
+from typing import NamedTuple
 
 import grpc
 
@@ -31,9 +32,8 @@ _FIRST_PROBES_S, _NUM_FIRST_PROBES = 0.02, 5
 _RECONNECT_S = 0.2
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One token of one sample."""
+class Row(NamedTuple):
+    """One token of one sample. A tuple: there is one per token."""
 
     sample_index: int
     token_id: int
@@ -69,8 +69,9 @@ class LegUpdate:
     end: LegEnd | None = None
 
     def __bool__(self) -> bool:
-        news = (self.rows, self.prompt_logprobs, self.ended, self.prefill_lost, self.end)
-        return any(news)
+        return bool(
+            self.rows or self.end or self.ended or self.prompt_logprobs or self.prefill_lost
+        )
 
 
 class Leg:
@@ -81,7 +82,7 @@ class Leg:
         self.key = key
         self.pending = LegUpdate()
         self._stream = stream
-        self._wake = asyncio.Event()
+        self._waiter: asyncio.Future[None] | None = None
         self._lost: BatonError | None = None
 
     async def take(self) -> LegUpdate:
@@ -89,8 +90,8 @@ class Leg:
         while not self.pending:
             if self._lost is not None:
                 raise self._lost
-            self._wake.clear()
-            await self._wake.wait()
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
         update, self.pending = self.pending, LegUpdate()
         return update
 
@@ -106,11 +107,12 @@ class Leg:
         self._stream.close_leg(self.key)
 
     def wake(self) -> None:
-        self._wake.set()
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     def lose(self, error: BatonError) -> None:
         self._lost = error
-        self._wake.set()
+        self.wake()
 
 
 class DecodeStream:
@@ -217,14 +219,13 @@ class DecodeStream:
         """Puts what a step says into the legs it concerns, and wakes them. A leg that was closed here,
         while the worker had not heard of it yet, is passed over."""
         legs = self._legs
-        touched: set[int] = set()
         logprobs = {row.row: convert.logprobs_from_proto(row.logprobs) for row in step.logprobs}
-        indices: Sequence[int] = step.sample_indices or [0] * len(step.keys)
+        indices: Iterable[int] = step.sample_indices or repeat(0, len(step.keys))
         columns = zip(step.keys, indices, step.token_ids, strict=True)
         for row, (key, sample_index, token_id) in enumerate(columns):
             if leg := legs.get(key):
                 leg.pending.rows.append(Row(sample_index, token_id, logprobs.get(row)))
-                touched.add(key)
+        touched = legs.keys() & set(step.keys)
         for prompt in step.prompt_logprobs:
             if leg := legs.get(prompt.key):
                 leg.pending.prompt_logprobs += map(convert.logprobs_from_proto, prompt.logprobs)

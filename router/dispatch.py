@@ -230,14 +230,16 @@ class Dispatcher:
     async def _follow(
         self, life: RequestLife, leg: Leg, commitment: Commitment, place: Place
     ) -> AsyncGenerator[GenerateUpdate, None]:
+        awaits_first = True
         while True:
             update = await leg.take()
-            if update.rows:
+            if awaits_first and update.rows:
+                awaits_first = False
                 commitment.computed(time.monotonic())
                 place.computed()
             if update.prefill_lost is not None:
                 self._reroute(life, leg)
-            if logprobs := self._fresh_prompt_logprobs(life, update):
+            if update.prompt_logprobs and (logprobs := self._fresh_prompt_logprobs(life, update)):
                 yield PromptLogprobs(logprobs)
             if deltas := life.take(update):
                 yield deltas
@@ -275,6 +277,8 @@ class Dispatcher:
         """Tells the worker of samples that ended here, by a stop string."""
         if life.done:
             leg.cancel()
+            return
+        if len(life.samples) == 1:
             return
         ended = {end.sample_index for end in update.ended}
         for index in {row.sample_index for row in update.rows} - ended:

@@ -127,6 +127,11 @@ class RequestLife:
 
     def take(self, update: LegUpdate) -> Deltas | None:
         """Turns what a worker produced into what the client gets; None where that is nothing."""
+        if len(self.samples) == 1:
+            if not (update.rows or update.ended):
+                return None
+            delta = self._push(0, update.rows, update.ended[0] if update.ended else None)
+            return Deltas((delta,)) if delta else None
         rows: dict[int, list[Row]] = {}
         for row in update.rows:
             rows.setdefault(row.sample_index, []).append(row)

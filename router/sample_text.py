@@ -51,6 +51,8 @@ class SampleText:
 
         A stop string ends the sample with the token that completed it; later ones are not the client's.
         """
+        if end is None and not self._stops.is_armed:
+            return self._pass_on(rows)
         pieces: list[str] = []
         stop_token_row = len(rows) - 1 if end and end.reason is FinishReason.STOP else None
         for index, row in enumerate(rows):
@@ -66,6 +68,14 @@ class SampleText:
             if self.stop is not None:
                 self.finish_reason = FinishReason.STOP
         return self._delta(rows, pieces, end)
+
+    def _pass_on(self, rows: Sequence[Row]) -> SampleDelta:
+        """What nothing can end: all tokens at once."""
+        token_ids = [row.token_id for row in rows]
+        self.token_ids += token_ids
+        text = self._detokenizer.push(token_ids) if self._detokenizer is not None else ""
+        logprobs = tuple(row.logprobs for row in rows if row.logprobs is not None)
+        return SampleDelta(self.sample_index, text, tuple(token_ids), logprobs)
 
     def _delta(self, rows: Sequence[Row], pieces: list[str], end: SampleEnd | None) -> SampleDelta:
         by_token = end is not None and end.reason is FinishReason.STOP and self.stop is None

@@ -3,15 +3,16 @@
     client ==SessionStart, SessionCancel==> Session ── a task per request ──> dispatcher
     client <==SessionResponse============== Session <── updates, gathered while the last one is written
 
-A message carries what there is when the one before it has left: one token of one request when little
-happens, and when the router is busy many tokens of many. It knows neither workers nor tokens.
+A message carries what there is when the one before it has left, and a request is asked for more only
+then: one token of one request when little happens, and when the router is busy many tokens of many. It
+knows neither workers nor tokens.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, aclosing
 
 from baton import convert
@@ -21,6 +22,9 @@ from router.frontend import Frontend
 from router.wire import generate_input, response
 
 log = logging.getLogger(__name__)
+
+_MESSAGE_BYTES = 1 << 20
+_MAX_PAUSE_S = 0.02
 
 Counted = Callable[[], AbstractContextManager[None]]
 
@@ -35,6 +39,8 @@ class Session:
         self._requests: dict[int, asyncio.Task[None]] = {}
         self._updates: list[inference_pb2.SessionUpdate] = []
         self._news = asyncio.Event()
+        self._news_s = 0.0  # when the first of `_updates` came
+        self._turn = asyncio.Event()  # the updates before have left
 
     async def serve(
         self, messages: AsyncIterator[inference_pb2.SessionRequest]
@@ -47,15 +53,35 @@ class Session:
             while not (reader.done() and not self._requests and not self._updates):
                 await self._news.wait()
                 self._news.clear()
-                if self._updates:
-                    updates, self._updates = self._updates, []
+                for updates in self._gathered():
                     yield inference_pb2.SessionResponse(updates=updates)
+                await self._pause()
+                self._turn.set()
+                self._turn.clear()
             reader.result()
         finally:
             tasks = [reader, *self._requests.values()]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _gathered(self) -> Iterator[Sequence[inference_pb2.SessionUpdate]]:
+        """All there is, in messages that are not too large for the client."""
+        updates, self._updates = self._updates, []
+        first, size_bytes = 0, 0
+        for index, update in enumerate(updates):
+            size_bytes += update.ByteSize()
+            if size_bytes > _MESSAGE_BYTES:
+                yield updates[first : index + 1]
+                first, size_bytes = index + 1, 0
+        if first < len(updates):
+            yield updates[first:]
+
+    async def _pause(self) -> None:
+        """As long as it took to gather and write: half of the time is for what workers say, of which the
+        next messages then carry the more. Nothing to speak of where little happens."""
+        took_s = asyncio.get_running_loop().time() - self._news_s
+        await asyncio.sleep(min(took_s, _MAX_PAUSE_S))
 
     async def _read(self, messages: AsyncIterator[inference_pb2.SessionRequest]) -> None:
         async for message in messages:
@@ -82,7 +108,8 @@ class Session:
                 asked = generate_input(start.request, start.timeout_s or None)
                 async with aclosing(self._frontend.generate(asked)) as updates:
                     async for update in updates:
-                        self._put(key, response=response(update))
+                        self._put(key, response(update))
+                        await self._turn.wait()
         except BatonError as error:
             self._put_error(key, error)
         except Exception as error:
@@ -101,6 +128,8 @@ class Session:
             inference_pb2.SessionUpdate(key=key, error=convert.error_to_proto(error))
         )
 
-    def _put(self, key: int, response: inference_pb2.GenerateResponse) -> None:
-        self._updates.append(inference_pb2.SessionUpdate(key=key, response=response))
-        self._news.set()
+    def _put(self, key: int, message: inference_pb2.GenerateResponse) -> None:
+        if not self._updates:
+            self._news_s = asyncio.get_running_loop().time()
+            self._news.set()
+        self._updates.append(inference_pb2.SessionUpdate(key=key, response=message))

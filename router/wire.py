@@ -71,6 +71,8 @@ def _sampling_input(message: common_pb2.SamplingParams) -> SamplingInput:
 
 def response(update: GenerateUpdate) -> inference_pb2.GenerateResponse:
     match update:
+        case Deltas():
+            return inference_pb2.GenerateResponse(deltas=[_delta(each) for each in update.deltas])
         case Admitted():
             return inference_pb2.GenerateResponse(
                 request_id=update.request_id,
@@ -82,8 +84,6 @@ def response(update: GenerateUpdate) -> inference_pb2.GenerateResponse:
             )
         case PromptLogprobs(positions):
             return inference_pb2.GenerateResponse(prompt_logprobs=_logprobs(positions))
-        case Deltas(deltas):
-            return inference_pb2.GenerateResponse(deltas=map(_delta, deltas))
         case Finished(usage, timeline):
             return inference_pb2.GenerateResponse(
                 usage=convert.usage_to_proto(usage), timeline=convert.timeline_to_proto(timeline)
@@ -91,6 +91,10 @@ def response(update: GenerateUpdate) -> inference_pb2.GenerateResponse:
 
 
 def _delta(delta: SampleDelta) -> inference_pb2.SampleDelta:
+    if delta.finish_reason is None and not delta.logprobs:  # nearly all: nothing but its tokens
+        return inference_pb2.SampleDelta(
+            sample_index=delta.sample_index, text=delta.text, token_ids=delta.token_ids
+        )
     return inference_pb2.SampleDelta(
         sample_index=delta.sample_index,
         text=delta.text,

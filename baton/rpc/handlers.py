@@ -19,6 +19,7 @@ import grpc
 
 from baton import convert, errors
 from baton.rpc.requests import Undecodable, deserializer
+from baton.rpc.slow_clients import SlowClients
 from baton.rpc.status import ERROR_METADATA, from_rpc_error, status_code
 
 logger = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ class Calls:
 
     def __init__(self, max_streams: int, slow_client_s: float | None = None) -> None:
         self.max_streams = max_streams
-        self.slow_client_s = slow_client_s
+        self.slow_clients = SlowClients(slow_client_s)
         self.num_calls = 0
         self.num_streams = 0
         self.draining = False
@@ -106,21 +107,14 @@ def _stream(method: str, behavior: Behavior, calls: Calls) -> Behavior:
             with calls.one(stream=True):
                 async with aclosing(behavior(_decoded(request), context)) as responses:
                     async for response in responses:
-                        await _write(response, context, calls.slow_client_s)
+                        # Waits for as long as flow control asks for: a client that does not
+                        # read holds up its own call only, and not for ever.
+                        with calls.slow_clients.writing():
+                            await context.write(response)
         except Exception as error:
             await _abort(method, context, error)
 
     return call
-
-
-async def _write(response: Any, context: Context, slow_client_s: float | None) -> None:
-    """Waits for as long as flow control asks for: a client that does not read holds up its own call
-    only, and not for ever."""
-    try:
-        async with asyncio.timeout(slow_client_s):
-            await context.write(response)
-    except TimeoutError:
-        raise errors.Cancelled(f"nothing was read for {slow_client_s:g} s") from None
 
 
 def _decoded(request: Any) -> Any:

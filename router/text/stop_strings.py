@@ -72,6 +72,11 @@ class StopMatcher:
         self._held = ""
         self.matched: str | None = None
 
+    @property
+    def is_armed(self) -> bool:
+        """Whether there is anything to stop at."""
+        return self._automaton is not None
+
     def push(self, text: str) -> tuple[str, str | None]:
         """The text that is certain now, and the stop string where one matched. After a match all
         further text is dropped."""
