@@ -4,7 +4,8 @@
 
 Per case, in turn: the kernel, torch's SDPA over KV gathered from the same blocks (the gathering is part
 of its cost, and is also shown alone), and the machine's limit, which is its read bandwidth for decode
-and its best GEMM for prefill. Decode reads each KV byte once; prefill counts causal FLOPs.
+and its best GEMM for prefill. Decode reads each KV byte once; prefill counts causal FLOPs. A case of another
+dtype takes turns with the same case over fp32 KV, too.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from bench.machine_limits import MachineLimits, seconds
 from bench.statistics import median, pairwise_ratio
 from engine.kernels import Kernels, load
+from engine.kv_cache import KvCache, KvCacheLayout
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +37,17 @@ class Case:
     num_heads: int = 14
     num_kv_heads: int = 2
     head_dim: int = 64
-    dtype: torch.dtype = torch.float32
+    dtype: str = "fp32"
     block_size: int = 64
 
     @property
+    def layout(self) -> KvCacheLayout:
+        return KvCacheLayout(1, self.num_kv_heads, self.block_size, self.head_dim, self.dtype)
+
+    @property
     def kv_bytes(self) -> int:
-        per_token = 2 * self.num_kv_heads * self.head_dim * self.dtype.itemsize
-        return self.num_requests * self.length * per_token
+        num_tokens = self.num_requests * self.length
+        return num_tokens * self.layout.block_bytes // self.block_size
 
     @property
     def flops(self) -> int:
@@ -50,19 +56,25 @@ class Case:
 
 
 def cases() -> list[Case]:
-    half = torch.float16
     return [
         Case("decode 32 x 2048, fp32", 32, 2048, 1),
-        Case("decode 32 x 2048, fp16", 32, 2048, 1, dtype=half),
-        Case("decode 1 x 2048, fp16", 1, 2048, 1, dtype=half),
+        Case("decode 32 x 2048, fp16", 32, 2048, 1, dtype="fp16"),
+        Case("decode 32 x 2048, int8", 32, 2048, 1, dtype="int8"),
+        Case("decode 32 x 2048, fp8", 32, 2048, 1, dtype="fp8"),
+        Case("decode 1 x 2048, fp16", 1, 2048, 1, dtype="fp16"),
+        Case("decode 1 x 2048, int8", 1, 2048, 1, dtype="int8"),
         Case("decode 8 x 2048, 12/4 heads, fp32", 8, 2048, 1, 12, 4),
-        Case("decode 8 x 2048, 12/4 heads, fp16", 8, 2048, 1, 12, 4, dtype=half),
-        Case("decode 8 x 2048, 8/8 heads of 128, fp16", 8, 2048, 1, 8, 8, 128, half),
+        Case("decode 8 x 2048, 12/4 heads, fp16", 8, 2048, 1, 12, 4, dtype="fp16"),
+        Case("decode 8 x 2048, 12/4 heads, int8", 8, 2048, 1, 12, 4, dtype="int8"),
+        Case("decode 8 x 2048, 8/8 heads of 128, fp16", 8, 2048, 1, 8, 8, 128, "fp16"),
+        Case("decode 8 x 2048, 8/8 heads of 128, int8", 8, 2048, 1, 8, 8, 128, "int8"),
         Case("decode 8 x 8192, fp32", 8, 8192, 1),
+        Case("decode 8 x 8192, int8", 8, 8192, 1, dtype="int8"),
         Case("prefill 512, fp32", 1, 512, 512),
         Case("prefill 2048, fp32", 1, 2048, 2048),
-        Case("prefill 2048, fp16", 1, 2048, 2048, dtype=half),
-        Case("prefill 256 after 2048, fp16", 1, 2304, 256, dtype=half),
+        Case("prefill 2048, fp16", 1, 2048, 2048, dtype="fp16"),
+        Case("prefill 2048, int8", 1, 2048, 2048, dtype="int8"),
+        Case("prefill 256 after 2048, fp16", 1, 2304, 256, dtype="fp16"),
     ]
 
 
@@ -73,9 +85,11 @@ class Run:
         self.case, self._kernels = case, kernels
         per_request = -(-case.length // case.block_size)
         num_blocks = case.num_requests * per_request
-        size = (num_blocks, 2, case.num_kv_heads, case.block_size, case.head_dim)
         num_rows = case.num_requests * case.num_new
-        self._cache = torch.randn(size).to(case.dtype)
+        (self._cache,) = KvCache(case.layout, num_blocks).layers
+        num_slots = num_blocks * case.block_size
+        kv = torch.randn(2, num_slots, case.num_kv_heads, case.head_dim)
+        kernels.write_kv(self._cache, torch.arange(num_slots), kv[0], kv[1])
         self._tables = torch.randperm(num_blocks).view(case.num_requests, -1).int()
         self._query_starts = torch.arange(case.num_requests + 1).int() * case.num_new
         self._starts = torch.full((case.num_requests,), case.length - case.num_new).int()
@@ -97,8 +111,9 @@ class Run:
 
     def gather(self) -> Tensor:
         """[2, num_requests, num_kv_heads, length, head_dim], in fp32."""
-        blocks = self._cache[self._tables.long()]  # [requests, blocks, 2, heads, size, dim]
-        return blocks.permute(2, 0, 3, 1, 4, 5).flatten(3, 4)[..., : self.case.length, :].float()
+        blocks = self._cache.read(self._tables.long(), torch.float32)
+        # [requests, blocks, 2, heads, size, dim]
+        return blocks.permute(2, 0, 3, 1, 4, 5).flatten(3, 4)[..., : self.case.length, :]
 
     def sdpa(self) -> Tensor:
         """Query heads are grouped by their KV head, which suits SDPA best for decode."""
@@ -118,18 +133,21 @@ class Run:
         return out.transpose(1, 2).reshape(self._q.shape)
 
 
-def measure(run: Run, limits: MachineLimits, num_pairs: int) -> dict[str, Any]:
+def measure(run: Run, fp32: Run | None, limits: MachineLimits, num_pairs: int) -> dict[str, Any]:
+    """`fp32`: the same case over fp32 KV, where it is another."""
     case = run.case
     decode = case.num_new == 1
     torch.testing.assert_close(run.attend(), run.sdpa(), rtol=1e-4, atol=1e-5)
-    ours, theirs, gathering, limit = [], [], [], []
+    ours, theirs, gathering, limit, wide = [], [], [], [], []
     for _ in range(num_pairs):
         ours.append(seconds(run.attend))
+        wide.append(seconds(fp32.attend) if fp32 else ours[-1])
         theirs.append(seconds(run.sdpa))
         gathering.append(seconds(run.gather))
         limit.append(limits.read_rate() if decode else limits.gemm_rate())
     work = case.kv_bytes if decode else case.flops
     rates = [work / t for t in ours]
+    over_fp32 = pairwise_ratio(wide, ours)
     speedup, share = pairwise_ratio(theirs, ours), pairwise_ratio(rates, limit)
     return {
         "case": case.name,
@@ -139,6 +157,8 @@ def measure(run: Run, limits: MachineLimits, num_pairs: int) -> dict[str, Any]:
         "torch_gather_ms": median(gathering) * 1e3,
         "speedup": speedup.median,
         "ci95": speedup.ci95,
+        "over_fp32": over_fp32.median,
+        "over_fp32_ci95": over_fp32.ci95,
         "rate": median(rates) / 1e9,
         "unit": "GB/s" if decode else "GFLOP/s",
         "limit": median(limit) / 1e9,
@@ -160,13 +180,20 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     limits, rows = MachineLimits(), []
-    print(f"{'case':42} {'ms':>8} {'torch':>8} {'faster':>7} {'rate':>8} {'limit':>8} {'share':>6}")
+    print(
+        f"{'case':42} {'ms':>8} {'torch':>8} {'faster':>7} {'over fp32':>18} "
+        f"{'rate':>8} {'limit':>8} {'share':>6}"
+    )
     for case in cases():
-        row = measure(Run(case, kernels), limits, arguments.pairs)
+        fp32 = replace(case, dtype="fp32")
+        beside = Run(fp32, kernels) if case != fp32 else None
+        row = measure(Run(case, kernels), beside, limits, arguments.pairs)
         rows.append(row)
+        low, high = row["over_fp32_ci95"]
+        over_fp32 = f"{row['over_fp32']:.2f}x ({low:.2f}-{high:.2f})" if beside else ""
         print(
-            "{case:42} {ms:8.3f} {torch_ms:8.3f} {speedup:6.1f}x {rate:8.1f} {limit:8.1f} "
-            "{share_of_limit:6.0%} {unit}".format(**row)
+            "{case:42} {ms:8.3f} {torch_ms:8.3f} {speedup:6.1f}x {over_fp32:>18} {rate:8.1f} {limit:8.1f} "
+            "{share_of_limit:6.0%} {unit}".format(**{**row, "over_fp32": over_fp32})
         )
     if arguments.json:
         print(json.dumps({"threads": arguments.threads, "rows": rows}))

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from engine.kv_cache import KvCache
+from engine.kv_cache import KvCache, LayerCache
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +33,15 @@ class AttentionBatch:
 
 
 class AttentionBackend(Protocol):
-    """`layer_cache` [num_blocks, 2, num_kv_heads, block_size, head_dim]; q [num_tokens, num_heads,
-    head_dim]; k and v [num_tokens, num_kv_heads, head_dim]. `window` 0 sees every earlier position."""
+    """q [num_tokens, num_heads, head_dim]; k and v [num_tokens, num_kv_heads, head_dim]. `window` 0 sees
+    every earlier position."""
 
-    def write(self, layer_cache: Tensor, batch: AttentionBatch, k: Tensor, v: Tensor) -> None: ...
+    def write(
+        self, layer_cache: LayerCache, batch: AttentionBatch, k: Tensor, v: Tensor
+    ) -> None: ...
 
     def attend(
-        self, layer_cache: Tensor, batch: AttentionBatch, q: Tensor, window: int
+        self, layer_cache: LayerCache, batch: AttentionBatch, q: Tensor, window: int
     ) -> Tensor: ...
 
 

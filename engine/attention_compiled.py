@@ -10,6 +10,7 @@ from torch import Tensor
 
 from engine.attention import AttentionBatch
 from engine.kernels import MAX_GROUP, MAX_HEAD_DIM, Kernels
+from engine.kv_cache import LayerCache
 from engine.models.config import ModelConfig
 
 
@@ -23,10 +24,12 @@ class CompiledAttention:
         group = config.num_heads // config.num_kv_heads
         return config.head_dim <= MAX_HEAD_DIM and group <= MAX_GROUP
 
-    def write(self, layer_cache: Tensor, batch: AttentionBatch, k: Tensor, v: Tensor) -> None:
+    def write(self, layer_cache: LayerCache, batch: AttentionBatch, k: Tensor, v: Tensor) -> None:
         self._kernels.write_kv(layer_cache, batch.slots, k, v)
 
-    def attend(self, layer_cache: Tensor, batch: AttentionBatch, q: Tensor, window: int) -> Tensor:
+    def attend(
+        self, layer_cache: LayerCache, batch: AttentionBatch, q: Tensor, window: int
+    ) -> Tensor:
         out = torch.empty(q.shape)
         self._kernels.attend(
             q,

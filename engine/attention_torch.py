@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 from engine.attention import AttentionBatch
+from engine.kv_cache import LayerCache
 
 # Decode rows whose lengths differ by at most this factor share one padded SDPA call.
 _PADDING_FACTOR = 1.25
@@ -26,14 +27,12 @@ class TorchAttention:
         self._scale = head_dim**-0.5
         self._row_by_row = row_by_row
 
-    def write(self, layer_cache: Tensor, batch: AttentionBatch, k: Tensor, v: Tensor) -> None:
-        block_size = layer_cache.shape[3]
-        blocks = batch.slots // block_size
-        offsets = batch.slots % block_size
-        layer_cache[blocks, 0, :, offsets] = k.to(layer_cache.dtype)
-        layer_cache[blocks, 1, :, offsets] = v.to(layer_cache.dtype)
+    def write(self, layer_cache: LayerCache, batch: AttentionBatch, k: Tensor, v: Tensor) -> None:
+        layer_cache.write(batch.slots, k, v)
 
-    def attend(self, layer_cache: Tensor, batch: AttentionBatch, q: Tensor, window: int) -> Tensor:
+    def attend(
+        self, layer_cache: LayerCache, batch: AttentionBatch, q: Tensor, window: int
+    ) -> Tensor:
         out = torch.empty_like(q)
         single = []
         for index, (first_row, num_rows, start) in enumerate(batch.slices):
@@ -46,7 +45,7 @@ class TorchAttention:
                 rows = slice(first_row + offset, first_row + offset + step)
                 position = start + offset
                 out[rows] = self._attend_slice(layer_cache, blocks, q[rows], position, window)
-        block_size = layer_cache.shape[3]
+        block_size = layer_cache.block_size
         for group in _near_equal(sorted(single)):
             rows_in_group = [batch.slices[index][0] for index in group]
             longest = batch.slices[group[-1]][2] + 1
@@ -58,19 +57,20 @@ class TorchAttention:
         return out
 
     def _attend_slice(
-        self, layer_cache: Tensor, blocks: Tensor, q: Tensor, start: int, window: int
+        self, layer_cache: LayerCache, blocks: Tensor, q: Tensor, start: int, window: int
     ) -> Tensor:
         """Rows at positions start, start + 1, ... of one sample. -> [num_rows, num_heads, head_dim]"""
         num_rows, num_heads, head_dim = q.shape
-        block_size, num_kv_heads = layer_cache.shape[3], layer_cache.shape[2]
+        block_size, num_kv_heads = layer_cache.block_size, layer_cache.num_kv_heads
         end = start + num_rows
         begin = max(start + 1 - window, 0) if window else 0  # the oldest position any row sees
         first_block = begin // block_size
         used = blocks[first_block : -(-end // block_size)]
         # [blocks, 2, heads, block_size, dim] -> [2, heads, positions, dim]
-        kv = layer_cache[used].permute(1, 2, 0, 3, 4).reshape(2, num_kv_heads, -1, head_dim)
+        kv = layer_cache.read(used, q.dtype).permute(1, 2, 0, 3, 4)
         first = first_block * block_size
-        k, v = kv[:, :, begin - first : end - first].to(q.dtype).unsqueeze(2)
+        kv = kv.reshape(2, num_kv_heads, -1, head_dim)[:, :, begin - first : end - first]
+        k, v = kv.unsqueeze(2)
         # [rows, kv_heads, group, dim] -> [kv_heads, group, rows, dim]: a group shares its k and v
         grouped = q.view(num_rows, num_kv_heads, -1, head_dim).permute(1, 2, 0, 3)
         mask = None
@@ -85,14 +85,14 @@ class TorchAttention:
         return out.permute(2, 0, 1, 3).reshape(num_rows, num_heads, head_dim)
 
     def _attend_group(
-        self, layer_cache: Tensor, tables: Tensor, starts: Tensor, q: Tensor, window: int
+        self, layer_cache: LayerCache, tables: Tensor, starts: Tensor, q: Tensor, window: int
     ) -> Tensor:
         """One row of each of several samples, padded to the longest. -> [rows, num_heads, head_dim]"""
         num_rows, num_heads, head_dim = q.shape
-        num_kv_heads = layer_cache.shape[2]
+        num_kv_heads = layer_cache.num_kv_heads
         # [rows, blocks, 2, heads, block_size, dim] -> [2, rows, heads, positions, dim]
-        kv = layer_cache[tables].permute(2, 0, 3, 1, 4, 5)
-        kv = kv.reshape(2, num_rows, num_kv_heads, -1, head_dim).to(q.dtype)
+        kv = layer_cache.read(tables, q.dtype).permute(2, 0, 3, 1, 4, 5)
+        kv = kv.reshape(2, num_rows, num_kv_heads, -1, head_dim)
         key = torch.arange(kv.shape[3], device=q.device)
         mask = key <= starts.unsqueeze(1)
         if window:

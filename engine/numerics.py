@@ -12,7 +12,7 @@ from engine.attention_compiled import CompiledAttention
 from engine.attention_torch import TorchAttention
 from engine.config import EngineConfig
 from engine.kernels import load as load_kernels
-from engine.kv_cache import KV_DTYPES
+from engine.kv_cache import KV_DTYPES, QUANTIZED
 from engine.models.assemble import Numerics
 from engine.models.config import ModelConfig
 from engine.quantize import PackedFp16Linear, PlainLinear, TiledLinear
@@ -78,7 +78,13 @@ def _dtype(config: EngineConfig, device: torch.device) -> str:
 
 def _kv_dtype(config: EngineConfig, device: torch.device, dtype: str) -> str:
     if device.type == "cpu" and config.kv_dtype == "bf16":
-        raise ConfigError("on the CPU KV is fp32 or fp16, found bf16", field="kv_dtype")
+        raise ConfigError("on the CPU KV is fp32, fp16, int8 or fp8, found bf16", field="kv_dtype")
+    if config.deterministic and config.kv_dtype in QUANTIZED:
+        raise ConfigError(
+            f"deterministic needs KV that is not quantized, found {config.kv_dtype}: a scale is shared "
+            "by tokens that come later",
+            field="kv_dtype",
+        )
     if config.kv_dtype != "auto":
         return config.kv_dtype
     # On the CPU fp16 KV is no faster (docs/decisions.md), and its rounding shows in the output.

@@ -17,13 +17,15 @@ from torch import Tensor
 
 from baton import native
 from baton.errors import Internal
+from engine.kv_cache import LayerCache
+from engine.quantized_kv import SCALE_BYTES
 
 logger = logging.getLogger(__name__)
 
 MAX_HEAD_DIM = 256
 MAX_GROUP = 64  # query heads of one KV head
 
-_CACHE_DTYPES = {torch.float32: 0, torch.float16: 1}
+_CACHE_DTYPES = {torch.float32: 0, torch.float16: 1, torch.int8: 2, torch.float8_e4m3fn: 3}
 
 _INT, _LONG, _FLOAT, _POINTER = ctypes.c_int, ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
 _CACHE = [_POINTER, _INT, _LONG, _LONG, _LONG, _LONG]  # cache, dtype, its four sizes
@@ -75,15 +77,11 @@ class Kernels:
         use.argtypes, use.restype = [_POINTER], None
         use(ctypes.cast(entry, _POINTER))
 
-    def write_kv(self, layer_cache: Tensor, slots: Tensor, k: Tensor, v: Tensor) -> None:
-        """Puts row i of `k` and `v` [num_tokens, num_kv_heads, head_dim] at slot `slots[i]`.
-
-        `layer_cache` [num_blocks, 2, num_kv_heads, block_size, head_dim], fp32 or fp16;
-        `slots` int64 [num_tokens], block * block_size + offset.
-        """
+    def write_kv(self, layer_cache: LayerCache, slots: Tensor, k: Tensor, v: Tensor) -> None:
+        """`LayerCache.write`, of any dtype but bf16, on the CPU."""
         cache = _cache_arguments(layer_cache, "write_kv")
         num_tokens = slots.shape[0]
-        shape = (num_tokens, layer_cache.shape[2], layer_cache.shape[4])
+        shape = (num_tokens, layer_cache.num_kv_heads, layer_cache.values.shape[4])
         k_rows = _rows(k, shape, "write_kv.k")
         v_rows = _rows(v, shape, "write_kv.v")
         at = _dense(slots, torch.int64, (num_tokens,), "write_kv.slots")
@@ -95,7 +93,7 @@ class Kernels:
     def attend(
         self,
         q: Tensor,
-        layer_cache: Tensor,
+        layer_cache: LayerCache,
         block_tables: Tensor,
         query_starts: Tensor,
         starts: Tensor,
@@ -113,8 +111,8 @@ class Kernels:
         cache = _cache_arguments(layer_cache, "attend")
         num_tokens, num_heads, head_dim = out.shape
         num_slices, max_blocks = block_tables.shape
-        num_kv_heads = layer_cache.shape[2]
-        if head_dim != layer_cache.shape[4] or head_dim > MAX_HEAD_DIM:
+        num_kv_heads = layer_cache.num_kv_heads
+        if head_dim != layer_cache.values.shape[4] or head_dim > MAX_HEAD_DIM:
             raise Internal(f"head_dim is {head_dim}", field="attend.out")
         if num_heads % num_kv_heads or num_heads > num_kv_heads * MAX_GROUP:
             raise Internal(f"{num_heads} heads for {num_kv_heads} KV heads", field="attend.out")
@@ -205,16 +203,42 @@ class Kernels:
         )
 
 
-def _cache_arguments(cache: Tensor, call: str) -> tuple[int, int, int, int, int, int]:
-    kind = _CACHE_DTYPES.get(cache.dtype)
-    if kind is None or cache.ndim != 5 or cache.shape[1] != 2 or not _is_dense_cpu(cache):
+def _cache_arguments(cache: LayerCache, call: str) -> tuple[int, int, int, int, int, int]:
+    values, scales = cache.values, cache.scales
+    kind = _CACHE_DTYPES.get(values.dtype)
+    if kind is None or values.ndim != 5 or values.shape[1] != 2 or not _has_dense_strips(cache):
         raise Internal(
-            f"is {_describe(cache)}, not a dense fp32 or fp16 [num_blocks, 2, num_kv_heads, "
-            "block_size, head_dim] on the CPU",
+            f"is {_describe(values)} with scales {None if scales is None else _describe(scales)}, not "
+            "the strips of a cache in fp32, fp16, int8 or fp8 on the CPU",
             field=f"{call}.layer_cache",
         )
-    num_blocks, _, num_kv_heads, block_size, head_dim = cache.shape
-    return cache.data_ptr(), kind, num_blocks, num_kv_heads, block_size, head_dim
+    num_blocks, _, num_kv_heads, block_size, head_dim = values.shape
+    base = values if scales is None else scales
+    return base.data_ptr(), kind, num_blocks, num_kv_heads, block_size, head_dim
+
+
+def _has_dense_strips(cache: LayerCache) -> bool:
+    """Whether strips (scale, values) lie one behind the other, scales where values are of one byte."""
+    values, scales = cache.values, cache.scales
+    if scales is None or not values.is_cpu:
+        return values.itemsize > 1 and _is_dense_cpu(values)
+    _, _, num_heads, block_size, head_dim = values.shape
+    strip = SCALE_BYTES + block_size * head_dim
+    places = (2 * num_heads * strip, num_heads * strip, strip)
+    return (
+        values.itemsize == 1
+        and _lies(values, (*places, head_dim, 1))
+        and scales.dtype == torch.float32
+        and scales.shape == values.shape[:3]
+        and _lies(scales, places)
+        and values.data_ptr() == scales.data_ptr() + SCALE_BYTES
+    )
+
+
+def _lies(x: Tensor, strides_bytes: tuple[int, ...]) -> bool:
+    """Whether `x` has these strides, wherever a stride matters."""
+    strides = zip(x.shape, x.stride(), strides_bytes, strict=True)
+    return all(size <= 1 or stride * x.itemsize == right for size, stride, right in strides)
 
 
 def _rows(x: Tensor, shape: tuple[int, ...], name: str) -> tuple[int, int]:

@@ -18,6 +18,7 @@
 
 #include "layer_cache.h"
 #include "parallel.h"
+#include "quantized.h"
 #include "vector.h"
 
 #define TILE 64       /* positions; a multiple of VECS * LANES */
@@ -159,22 +160,49 @@ typedef struct {
 
 static const float zeros[MAX_DIM] = {};
 
-INLINE vec load_row(const void *row, const int half, int d, int head_dim)
+/* Where a position's values lie in the cache, and what they are multiplied with where they are of one byte. */
+typedef struct {
+    const char *at;
+    float scale;
+} row;
+
+INLINE vec load_row(row from, const int kind, int d, int head_dim)
 {
-    if (d + LANES <= head_dim)
-        return half ? load_half((const _Float16 *)row + d) : load((const float *)row + d);
-    if (!half) return load_part((const float *)row + d, head_dim - d);
-    float x[LANES] = {};
-    for (int i = 0; d + i < head_dim; i++) x[i] = ((const _Float16 *)row)[d + i];
-    return load(x);
+    const int left = head_dim - d < LANES ? head_dim - d : LANES;
+    switch (kind) {
+    case KV_FP32: return load_part((const float *)from.at + d, left);
+    case KV_FP16: {
+        _Float16 x[LANES] = {};
+        memcpy(x, (const _Float16 *)from.at + d, left * sizeof *x);
+        return load_half(x);
+    }
+    default: {
+        bvec q = {};
+        memcpy(&q, from.at + d, left);
+        return kind == KV_INT8 ? from_int8(q, from.scale) : from_fp8(q, from.scale);
+    }
+    }
 }
 
-/* The row as fp32, padded with zeros to `stride`: in place if it is that already, else in `to`. */
-INLINE const float *widen_row(const char *row, int half, int dim, int stride, float *to)
+INLINE void widen_all(row from, const int kind, int dim, float *to)
 {
-    if (!half && dim == stride) return (const float *)row;
-    for (int d = 0; d < dim; d += LANES)
-        store(to + d, half ? load_row(row, 1, d, dim) : load_row(row, 0, d, dim));
+    int d = 0;
+    for (; d + LANES <= dim; d += LANES) store(to + d, load_row(from, kind, d, d + LANES));
+    if (d < dim) store(to + d, load_row(from, kind, d, dim));
+}
+
+/* The row as fp32, with some numbers behind it up to `stride`: in place if it is that already, else in `to`. */
+INLINE const float *widen_row(row from, int kind, int dim, int stride, float *to)
+{
+    switch (kind) {
+    case KV_FP32:
+        if (dim == stride) return (const float *)from.at;
+        widen_all(from, KV_FP32, dim, to);
+        break;
+    case KV_FP16: widen_all(from, KV_FP16, dim, to); break;
+    case KV_INT8: widen_all(from, KV_INT8, dim, to); break;
+    default: widen_all(from, KV_FP8, dim, to);
+    }
     return to;
 }
 
@@ -184,23 +212,22 @@ static void prepare(stream *ahead, const attend_job *job, const int32_t *table, 
                     int64_t begin, int num)
 {
     const layer_cache *c = &job->from;
-    const int64_t row = c->head_dim * (c->half ? sizeof(_Float16) : sizeof(float));
+    const int64_t size = row_bytes(c);
     ahead->next = ahead->num = 0;
     ahead->at = ahead->end = NULL;
     for (int64_t p = begin; p < begin + num;) {
         int64_t offset = p % c->block_size, left = begin + num - p;
         int64_t run = c->block_size - offset < left ? c->block_size - offset : left;
-        int64_t at = table[p / c->block_size] * 2 * c->num_kv_heads + kv_head;
-        for (int kind = 0; kind < 2; kind++, at += c->num_kv_heads) {
-            const char *from = (const char *)c->cache + (at * c->block_size + offset) * row;
+        for (int part = 0; part < 2; part++) {
+            const char *from = values_of(c, strip_at(c, table[p / c->block_size], part, kv_head)) + offset * size;
             ahead->runs[ahead->num].begin = from;
-            ahead->runs[ahead->num++].end = from + run * row;
+            ahead->runs[ahead->num++].end = from + run * size;
         }
         p += run;
     }
     const int64_t transposes = TILE / LANES * c->head_dim / 4;
     const int64_t steps = 2 * c->head_dim * TILE / (VECS * LANES); /* of both products */
-    ahead->pace = (int)((2 * num * row / LINE - transposes + steps - 1) / steps);
+    ahead->pace = (int)((2 * num * size / LINE - transposes + steps - 1) / steps);
 }
 
 /* Positions [begin, begin + num) of one slice and KV head: K transposed, V as rows of fp32. Lanes from
@@ -209,30 +236,28 @@ static void read_tile(const attend_job *job, const int32_t *table, int64_t kv_he
                       int num, scratch *w, int stride)
 {
     const layer_cache *c = &job->from;
-    const int half = c->half, dim = (int)c->head_dim;
-    const int64_t size = half ? sizeof(_Float16) : sizeof(float);
-    const int64_t plane = c->block_size * dim;
-    const char *k_rows[TILE], *v_rows[TILE];
-    for (int j = 0; j < num;) {
-        int64_t offset = (begin + j) % c->block_size;
-        int64_t at = table[(begin + j) / c->block_size] * 2 * c->num_kv_heads + kv_head;
-        const char *k = (const char *)c->cache + (at * plane + offset * dim) * size;
-        for (; j < num && offset < c->block_size; j++, offset++, k += dim * size) {
-            k_rows[j] = k;
-            v_rows[j] = k + c->num_kv_heads * plane * size;
+    const int dim = (int)c->head_dim;
+    row rows[2][TILE]; /* of K, of V */
+    for (int part = 0; part < 2; part++)
+        for (int j = 0; j < num;) {
+            const int64_t block = table[(begin + j) / c->block_size];
+            int64_t offset = (begin + j) % c->block_size;
+            char *strip = strip_at(c, block, part, kv_head);
+            const float scale = scale_of(c, strip);
+            for (; j < num && offset < c->block_size; j++, offset++)
+                rows[part][j] = (row){values_of(c, strip) + offset * row_bytes(c), scale};
         }
-    }
     for (int j = 0; j < TILE; j += LANES) {
-        const float *rows[LANES];
+        const float *k[LANES];
         for (int i = 0; i < LANES; i++)
-            rows[i] = j + i < num ? widen_row(k_rows[j + i], half, dim, stride, w->k + i * stride) : zeros;
+            k[i] = j + i < num ? widen_row(rows[0][j + i], c->kind, dim, stride, w->k + i * stride) : zeros;
         for (int d = 0; d < dim; d += 4) {
             look_ahead(&w->ahead, 1);
-            transpose(rows, d, w->kt + d * TILE + j, TILE);
+            transpose(k, d, w->kt + d * TILE + j, TILE);
         }
     }
     for (int j = 0; j < num; j++)
-        w->v_rows[j] = widen_row(v_rows[j], half, dim, stride, w->v + j * stride);
+        w->v_rows[j] = widen_row(rows[1][j], c->kind, dim, stride, w->v + j * stride);
 }
 
 /* --- rows against a tile ------------------------------------------------------------------ */
@@ -386,7 +411,7 @@ static int check(const attend_job *job, int64_t num_tokens)
 
 /* q rows are q_stride floats apart, out is dense. Row r of slice s lies at position
  * starts[s] + r - query_starts[s] and sees positions up to its own, the last `window` of them if not 0. */
-int baton_attend(const float *q, int64_t q_stride, const void *cache, int half, int64_t num_blocks,
+int baton_attend(const float *q, int64_t q_stride, const void *cache, int kind, int64_t num_blocks,
                  int64_t num_kv_heads, int64_t block_size, int64_t head_dim, const int32_t *tables,
                  int64_t max_blocks, const int32_t *query_starts, const int32_t *starts,
                  int64_t num_slices, int64_t num_tokens, int64_t num_heads, float scale, int64_t window,
@@ -395,7 +420,7 @@ int baton_attend(const float *q, int64_t q_stride, const void *cache, int half, 
     const int64_t group = num_heads / num_kv_heads;
     const int64_t stride = (head_dim + LANES - 1) / LANES * LANES;
     int64_t max_rows = MAX_FLOATS / stride < MAX_ROWS ? MAX_FLOATS / stride : MAX_ROWS;
-    attend_job job = {{(void *)cache, half, num_blocks, num_kv_heads, block_size, head_dim},
+    attend_job job = {{(void *)cache, kind, num_blocks, num_kv_heads, block_size, head_dim},
                       q, q_stride, tables, query_starts, starts, max_blocks, num_slices, num_heads,
                       scale, window, out, max_rows / group, NULL};
     int wrong = check(&job, num_tokens);

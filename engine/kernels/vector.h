@@ -11,7 +11,7 @@
 #include <string.h>
 
 #if defined(__AVX__)
-#include <immintrin.h> /* for the conversion of halves only */
+#include <immintrin.h> /* for the conversions of halves and bytes only */
 #endif
 
 #define INLINE static inline __attribute__((always_inline))
@@ -38,14 +38,16 @@
 
 typedef float vec __attribute__((vector_size(LANES * 4)));
 typedef int32_t ivec __attribute__((vector_size(LANES * 4)));
+typedef int16_t svec __attribute__((vector_size(LANES * 2)));
+typedef int8_t bvec __attribute__((vector_size(LANES)));
 typedef _Float16 hvec __attribute__((vector_size(LANES * 2)));
 
 INLINE vec splat(float x) { return x - (vec){}; } /* x - 0 is x, for -0 too */
 INLINE vec load(const float *p) { vec v; memcpy(&v, p, sizeof v); return v; }
 INLINE void store(float *p, vec v) { memcpy(p, &v, sizeof v); }
 
-/* Compilers turn __builtin_convertvector of halves into one conversion per lane on x86 (GCC 12), so the
- * instructions are named there. Rounding is to nearest even, in every case. */
+/* Compilers turn __builtin_convertvector of halves and bytes into one conversion per lane on x86 (GCC 12),
+ * so the instructions are named there. Rounding is to nearest even, in every case. */
 #if defined(__AVX512F__)
 INLINE vec widen(hvec h) { return (vec)_mm512_cvtph_ps((__m256i)h); }
 INLINE hvec narrow(vec v) { return (hvec)_mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT); }
@@ -57,6 +59,18 @@ INLINE vec widen(hvec h) { return __builtin_convertvector(h, vec); }
 INLINE hvec narrow(vec v) { return __builtin_convertvector(v, hvec); }
 #endif
 
+#if defined(__AVX512F__)
+INLINE svec widen_bytes(bvec b) { return (svec)_mm256_cvtepi8_epi16((__m128i)b); }
+INLINE ivec widen_shorts(svec s) { return (ivec)_mm512_cvtepi16_epi32((__m256i)s); }
+#elif defined(__AVX2__)
+INLINE svec widen_bytes(bvec b) { return (svec)_mm_cvtepi8_epi16(_mm_loadl_epi64((const __m128i *)&b)); }
+INLINE ivec widen_shorts(svec s) { return (ivec)_mm256_cvtepi16_epi32((__m128i)s); }
+#else
+INLINE svec widen_bytes(bvec b) { return __builtin_convertvector(b, svec); }
+INLINE ivec widen_shorts(svec s) { return __builtin_convertvector(s, ivec); }
+#endif
+
+INLINE bvec load_bytes(const int8_t *p) { bvec b; memcpy(&b, p, sizeof b); return b; }
 INLINE vec load_half(const _Float16 *p) { hvec h; memcpy(&h, p, sizeof h); return widen(h); }
 INLINE void store_half(_Float16 *p, vec v) { hvec h = narrow(v); memcpy(p, &h, sizeof h); }
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from baton.errors import Internal
 from engine import kernels
+from engine.kv_cache import KvCache, KvCacheLayout, LayerCache
 
 Float64 = npt.NDArray[np.float64]
 
@@ -40,8 +41,12 @@ class Shape:
     num_kv_heads: int = 2
     head_dim: int = 64
     block_size: int = 64
-    dtype: torch.dtype = torch.float32
+    dtype: str = "fp32"
     window: int = 0
+
+    @property
+    def layout(self) -> KvCacheLayout:
+        return KvCacheLayout(1, self.num_kv_heads, self.block_size, self.head_dim, self.dtype)
 
     @property
     def scale(self) -> float:
@@ -49,11 +54,13 @@ class Shape:
 
 
 class Cache:
-    """A layer's cache that is NaN wherever nothing was written, and who owns which of its blocks."""
+    """A layer's cache that is NaN wherever nothing was written (by its scale where it is quantized), and who
+    owns which of its blocks."""
 
     def __init__(self, shape: Shape, num_blocks: int) -> None:
-        size = (num_blocks, 2, shape.num_kv_heads, shape.block_size, shape.head_dim)
-        self.layer = torch.full(size, torch.nan, dtype=shape.dtype)
+        size_bytes = shape.layout.size_bytes(num_blocks)
+        nowhere_written = torch.full((size_bytes,), 0xFF, dtype=torch.uint8)
+        (self.layer,) = KvCache(shape.layout, num_blocks, buffer=nowhere_written).layers
         self._block_size = shape.block_size
         self._free = torch.randperm(num_blocks).tolist()
 
@@ -121,13 +128,34 @@ def whole(prompt: Prompt) -> Piece:
     return Piece(prompt, 0, len(prompt.q))
 
 
+def held(shape: Shape, x: Tensor) -> Float64:
+    """`x` [num_tokens, num_kv_heads, head_dim] as the cache's dtype holds it after one write."""
+    if shape.dtype in ("fp32", "fp16"):
+        return np.asarray(x.to(shape.layout.torch_dtype).double().numpy())
+    return np.concatenate([rounded(shape.dtype, block) for block in x.split(shape.block_size)])
+
+
+def rounded(dtype: str, block: Tensor) -> Float64:
+    """A block's values [num_tokens, num_kv_heads, head_dim], each head with the power of two as its scale
+    that just holds its largest."""
+    x = block.double().numpy()
+    binade = np.floor(np.log2(np.abs(x).max(axis=(0, 2), keepdims=True)))
+    if dtype == "int8":
+        step = 2.0 ** (binade - 6)
+        return np.asarray((np.floor(x / step) + 0.5) * step)
+    scale = 2.0 ** (binade - 7)
+    digit = 2.0 ** (np.floor(np.log2(np.abs(x / scale))) - 3)  # the last of four significant bits
+    found = np.round(x / scale / digit) * digit
+    return np.asarray(np.where(np.abs(found) < 2.0**-6, 0, found) * scale)
+
+
 def expected(shape: Shape, prompt: Prompt) -> Float64:
     """Attention of a whole prompt in float64, over K and V as the cache's dtype holds them."""
     num_tokens = len(prompt.q)
     group = shape.num_heads // shape.num_kv_heads
     q = prompt.q.double().numpy()
-    k = prompt.k.to(shape.dtype).double().numpy().repeat(group, axis=1)
-    v = prompt.v.to(shape.dtype).double().numpy().repeat(group, axis=1)
+    k = held(shape, prompt.k).repeat(group, axis=1)
+    v = held(shape, prompt.v).repeat(group, axis=1)
     ago = np.arange(num_tokens)[:, None] - np.arange(num_tokens)[None, :]
     seen = (ago >= 0) & ((ago < shape.window) if shape.window else True)
     scores = np.where(seen, np.einsum("qhd,khd->hqk", q, k, optimize=True) * shape.scale, -np.inf)
@@ -141,20 +169,31 @@ def expected(shape: Shape, prompt: Prompt) -> Float64:
     "shape",
     [
         Shape(),
-        Shape(dtype=torch.float16),
+        Shape(dtype="fp16"),
         Shape(1, 1, 16, 16),
-        Shape(2, 1, 32, 16, torch.float16),
+        Shape(2, 1, 32, 16, "fp16"),
         Shape(4, 4, 80, 64),
-        Shape(4, 2, 80, 16, torch.float16),
-        Shape(2, 2, 128, 64, torch.float16),
+        Shape(4, 2, 80, 16, "fp16"),
+        Shape(2, 2, 128, 64, "fp16"),
         Shape(4, 1, 256, 16),
         Shape(3, 1, 8, 1),
         Shape(2, 1, 13, 5),  # nothing divides anything
-        Shape(2, 1, 13, 5, torch.float16),
+        Shape(2, 1, 13, 5, "fp16"),
+        Shape(dtype="int8"),
+        Shape(dtype="fp8"),
+        Shape(4, 2, 80, 16, "int8"),
+        Shape(4, 2, 80, 16, "fp8"),
+        Shape(2, 1, 13, 8, "int8"),
+        Shape(2, 1, 13, 8, "fp8"),
+        Shape(3, 1, 8, 1, "int8"),
+        Shape(4, 2, 64, 128, "int8"),
+        Shape(4, 1, 256, 16, "fp8"),
+        Shape(window=50, dtype="int8"),
+        Shape(4, 4, 32, 16, "fp8", window=100),
         Shape(4, 2, 64, 128),
         Shape(64, 1, 256, 16),  # the largest group and head
         Shape(window=1),
-        Shape(window=50, dtype=torch.float16),
+        Shape(window=50, dtype="fp16"),
         Shape(4, 4, 32, 16, window=100),
         Shape(4, 4, 32, 16, window=64),
     ],
@@ -182,13 +221,13 @@ def test_attention_of_a_long_context_equals_float64(native: kernels.Kernels) -> 
 
 
 @pytest.mark.parametrize("window", [0, 90])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
 @pytest.mark.parametrize("heads", [(14, 2), (4, 4), (6, 2), (12, 1)], ids=str)
 @pytest.mark.parametrize("block_size", [16, 64])
 def test_bits_do_not_depend_on_chunks_batch_or_threads(
     native: kernels.Kernels,
     window: int,
-    dtype: torch.dtype,
+    dtype: str,
     heads: tuple[int, int],
     block_size: int,
 ) -> None:
@@ -206,7 +245,7 @@ def test_bits_do_not_depend_on_chunks_batch_or_threads(
         ]
         assert np.array_equal(alone, torch.cat(parts)), f"chunks of {chunk}"
         cache._free += again.table
-        cache.layer[again.table] = torch.nan
+        cache.layer.values[again.table] = torch.nan
 
     batch = [whole(others[0]), Piece(others[1], 0, 77), whole(prompt), *map(whole, others[2:])]
     for num_threads in (1, 2, 3):
@@ -253,7 +292,7 @@ class Call:
     """The arguments of a good `attend`: 3 rows at positions 60..62 of one request."""
 
     q: Tensor
-    layer_cache: Tensor
+    layer_cache: LayerCache
     block_tables: Tensor
     query_starts: Tensor
     starts: Tensor
@@ -267,7 +306,7 @@ class Call:
 
         return Call(
             q=torch.randn(3, 4, 32),
-            layer_cache=torch.randn(6, 2, 2, 16, 32),
+            layer_cache=LayerCache(torch.randn(6, 2, 2, 16, 32)),
             block_tables=ints(3, 1, 5, 0)[None],
             query_starts=ints(0, 3),
             starts=ints(60),
@@ -287,6 +326,7 @@ class Call:
         )
 
 
+WHOLE = Cache(Shape(4, 2, 32, 16, "int8"), num_blocks=6)
 WRONG: dict[str, tuple[dict[str, object], str]] = {
     "block too high": ({"block_tables": torch.tensor([[3, 1, 6, 0]]).int()}, "block_tables"),
     "block negative": ({"block_tables": torch.tensor([[-1, 1, 2, 0]]).int()}, "block_tables"),
@@ -300,10 +340,24 @@ WRONG: dict[str, tuple[dict[str, object], str]] = {
     "q of another shape": ({"q": torch.randn(3, 2, 32)}, "attend.q"),
     "q in halves": ({"q": torch.randn(3, 4, 32).half()}, "attend.q"),
     "q transposed": ({"q": torch.randn(4, 3, 32).transpose(0, 1)}, "attend.q"),
-    "cache in bf16": ({"layer_cache": torch.ones(6, 2, 2, 16, 32).bfloat16()}, "layer_cache"),
-    "cache strided": ({"layer_cache": torch.ones(6, 2, 2, 16, 64)[..., ::2]}, "layer_cache"),
-    "cache of other heads": ({"layer_cache": torch.ones(6, 2, 3, 16, 32)}, "attend.out"),
-    "cache of other dim": ({"layer_cache": torch.ones(6, 2, 2, 16, 16)}, "attend.out"),
+    "cache in bf16": (
+        {"layer_cache": LayerCache(torch.ones(6, 2, 2, 16, 32).bfloat16())},
+        "layer_cache",
+    ),
+    "cache strided": (
+        {"layer_cache": LayerCache(torch.ones(6, 2, 2, 16, 64)[..., ::2])},
+        "layer_cache",
+    ),
+    "cache without scales": ({"layer_cache": LayerCache(WHOLE.layer.values)}, "layer_cache"),
+    "cache with strange scales": (
+        {"layer_cache": LayerCache(WHOLE.layer.values, torch.ones(6, 2, 2))},
+        "layer_cache",
+    ),
+    "cache of other heads": (
+        {"layer_cache": LayerCache(torch.ones(6, 2, 3, 16, 32))},
+        "attend.out",
+    ),
+    "cache of other dim": ({"layer_cache": LayerCache(torch.ones(6, 2, 2, 16, 16))}, "attend.out"),
     "out strided": ({"out": torch.empty(3, 4, 64)[..., :32]}, "attend.out"),
     "window negative": ({"window": -1}, "sliding_window"),
 }

@@ -10,6 +10,7 @@ import torch
 
 from baton.errors import Internal
 from engine import kernels
+from engine.kv_cache import LayerCache
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def test_slot_outside_the_cache_writes_nothing(native: kernels.Kernels, slot: in
     cache = torch.zeros(6, 2, 2, 16, 32)
     k = torch.ones(2, 2, 32)
     with pytest.raises(Internal, match="slots"):
-        native.write_kv(cache, torch.tensor([0, slot]), k, k)
+        native.write_kv(LayerCache(cache), torch.tensor([0, slot]), k, k)
     assert not cache.any()
 
 
@@ -47,7 +48,7 @@ def test_write_kv_puts_rows_at_their_slots(
     kv = torch.randn(300, 6, head_dim)[::20]  # rows far apart
     k, v = kv[:, :3], kv[:, 3:]
     slots = torch.randperm(32)[:15]
-    native.write_kv(cache, slots, k, v)
+    native.write_kv(LayerCache(cache), slots, k, v)
     right = torch.zeros_like(cache)
     right[slots // 8, 0, :, slots % 8] = k.to(dtype)
     right[slots // 8, 1, :, slots % 8] = v.to(dtype)

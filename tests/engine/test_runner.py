@@ -65,8 +65,11 @@ def test_prompt_logprobs_are_those_of_the_rows(driver: Driver) -> None:
         assert [token_id for token_id, _ in entry.top] == row.topk(2).indices.tolist()
 
 
-def test_fork_by_copied_block_leaves_the_source_alone(driver: Driver) -> None:
-    """Two continuations of one prompt share its full blocks; the partial one is copied first."""
+@pytest.mark.parametrize("kv_dtype", ["fp32", "int8", "fp8"])
+def test_fork_by_copied_block_leaves_the_source_alone(folder: Path, kv_dtype: str) -> None:
+    """Two continuations of one prompt share its full blocks; the partial one is copied first, with the
+    scale that it has if it is quantized."""
+    driver = Driver(folder, dtype="fp32", kv_dtype=kv_dtype)
     table = driver.table(48)
     driver.run(Slice(PROMPT, 0, table))
     fork = [*table[:2], *driver.table(16)]
@@ -84,8 +87,8 @@ def test_layer_hook_sees_each_layer_written_in_order(driver: Driver) -> None:
     runner, written = driver.runner, []
 
     def on_layer(layer: int) -> None:
-        filled = runner.kv_cache.storage[:, table].flatten(1).abs().sum(1) > 0
-        written.append((layer, filled.tolist()))
+        layers = runner.kv_cache.layers
+        written.append((layer, [bool(each.values[table].any()) for each in layers]))
 
     runner.run(StepPlan([Slice(PROMPT, 0, table)]), on_layer=on_layer)
     assert written == [
@@ -96,22 +99,26 @@ def test_layer_hook_sees_each_layer_written_in_order(driver: Driver) -> None:
 
 
 def test_step_writes_only_its_own_slots(driver: Driver) -> None:
-    storage = driver.runner.kv_cache.storage
-    before = storage.fill_(7.0).clone()
+    layers = driver.runner.kv_cache.layers
+    before = [layer.values.fill_(7.0).clone() for layer in layers]
     table = driver.table(48)
     driver.run(Slice(PROMPT, 0, table))
-    assert not torch.equal(storage[:, table], before[:, table])
-    storage[:, table[:2]] = 7.0
-    storage[:, table[2], :, :, :8] = 7.0
-    assert torch.equal(storage, before)
+    for layer, values in zip(layers, before, strict=True):
+        assert not torch.equal(layer.values[table], values[table])
+        layer.values[table[:2]] = 7.0
+        layer.values[table[2], :, :, :8] = 7.0
+        assert torch.equal(layer.values, values)
 
 
-def test_stale_contents_of_a_block_do_not_matter(folder: Path, backend: None) -> None:
-    """Blocks are reused without being cleared, and an old value may be NaN."""
-    driver = Driver(folder, dtype="fp32")
+@pytest.mark.parametrize("kv_dtype", ["fp32", "fp16", "int8", "fp8"])
+def test_stale_contents_of_a_block_do_not_matter(
+    folder: Path, backend: None, kv_dtype: str
+) -> None:
+    """Blocks are reused without being cleared, and an old value or scale may be NaN."""
+    driver = Driver(folder, dtype="fp32", kv_dtype=kv_dtype)
     prompts = [prompt_tokens(n, seed=2) for n in (5, 20, 21)]
     clean = driver.generate(prompts, 6)
-    driver.runner.kv_cache.storage.fill_(float("nan"))
+    driver.runner.kv_cache.buffer.fill_(0xFF)
     assert driver.generate(prompts, 6) == clean
 
 
@@ -145,6 +152,8 @@ def test_cache_lies_in_a_given_buffer(folder: Path) -> None:
         ({"dtype": "bf16"}, "dtype"),
         ({"kv_dtype": "bf16"}, "kv_dtype"),
         ({"dtype": "fp16", "deterministic": True}, "dtype"),
+        ({"kv_dtype": "int8", "deterministic": True}, "kv_dtype"),
+        ({"kv_dtype": "fp8", "deterministic": True}, "kv_dtype"),
     ],
 )
 def test_unfit_settings_are_named(folder: Path, settings: dict[str, Any], field: str) -> None:
@@ -174,10 +183,10 @@ GOOD = Slice(tuple(PROMPT), 0, (0, 1, 2))
 def test_plan_that_would_corrupt_memory_is_refused(
     driver: Driver, changes: dict[str, Any], problem: str
 ) -> None:
-    before = driver.runner.kv_cache.storage.clone()
+    before = driver.runner.kv_cache.buffer.clone()
     with pytest.raises(Internal, match=problem):
         driver.run(GOOD, dataclasses.replace(GOOD, **changes))
-    assert torch.equal(driver.runner.kv_cache.storage, before)
+    assert torch.equal(driver.runner.kv_cache.buffer, before)
     driver.run(GOOD)
 
 
