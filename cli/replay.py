@@ -74,6 +74,8 @@ def replay(
         hand_off_s=engine.hand_off_s,
         transfer_bytes_per_s=engine.transfer_bytes_per_s,
         local_prefill=local_prefill,
+        lend=False,  # the simulator's decode workers lend nothing
+        lend=False,  # the simulator's workers do not
     )
     shape = ClusterShape(
         num_prefill,

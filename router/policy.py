@@ -6,6 +6,7 @@ Every pair is judged by its predicted time to first token, as its parts:
     local    D's queue + the tokens D lacks at D's cost
     remote   P's queue + the tokens P lacks at P's cost + the hand-off and the part of the transfer of
              what D lacks that is not hidden behind that prefill
+    lent     the same, but P takes what D has and it lacks from D, while it waits for its turn
 
 and by what it costs others, which is added to its cost but not to its predicted time: the prompts it passes
 in P's queue wait longer, D steps slower with every stream, and a local prefill takes its time from all that
@@ -23,6 +24,7 @@ from baton.prefill_cost import PrefillCost
 from baton.types import PoolId, PrefillChoice
 from router.pools import Pool
 
+_NUM_LENT = 3  # prefill pools that are judged as borrowers of a decode pool
 _DEFAULT_COST = PrefillCost.at_rate(1000.0)  # until any worker has measured its own
 
 
@@ -34,7 +36,8 @@ class PolicySettings:
     takes `ttft_target_s` itself, growing with the square: it is the longest waits that people notice.
     `detour`: what a second of prefill costs more on a pool to which another router turns first.
     `itl_target_s`: pools that step slower are passed over while others are there; 0 is none.
-    `local_prefill`: whether decode workers compute prompts while a prefill worker is up."""
+    `local_prefill`: whether decode workers compute prompts while a prefill worker is up. `lend`: whether
+    they give prefill workers the prefixes that they have."""
 
     hand_off_s: float = 0.012
     transfer_bytes_per_s: float = 1e9
@@ -45,6 +48,7 @@ class PolicySettings:
     detour: float = 0.15
     itl_target_s: float = 0.0
     local_prefill: bool = True
+    lend: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +90,7 @@ class Choice:
     num_missing: int
     local: Way
     remote: Way | None
+    lends: bool = False
 
     @property
     def way(self) -> Way:
@@ -110,7 +115,7 @@ class Choice:
         if self.prefill is None:
             return None
         worker = self.prefill.worker
-        return PrefillChoice(self.prefill.id, worker.incarnation, worker.address)
+        return PrefillChoice(self.prefill.id, worker.incarnation, worker.address, self.lends)
 
 
 @dataclass(slots=True)
@@ -123,6 +128,7 @@ class _Leg:
     compute_s: float
     harm_s: float
     cost_s: float
+    lends: bool = False  # it takes the prefix of the decode pool
 
 
 def choose(
@@ -149,14 +155,23 @@ def choose(
         unused = -decode.num_unused_blocks
         own = _leg(demand, decode, settings, usual, now_s)
         local = _local(own, crowding_s, settings)
-        leg, remote = _best_remote(demand, decode, crowding_s, legs, settings)
+        to_here = _with_lent(demand, decode, legs, settings, usual, now_s)
+        leg, remote = _best_remote(demand, decode, crowding_s, to_here, settings)
         stays = remote is None or (settings.local_prefill and local.cost_s < remote.cost_s)
         rank = (is_slow, local.cost_s if stays or remote is None else remote.cost_s, unused)
         if best is None or rank < best:
             best = rank
             chosen = own if stays or leg is None else leg
             prefill = None if chosen is own else chosen.pool
-            choice = Choice(decode, prefill, demand.num_tokens, chosen.num_missing, local, remote)
+            choice = Choice(
+                decode,
+                prefill,
+                demand.num_tokens,
+                chosen.num_missing,
+                local,
+                remote,
+                chosen.lends,
+            )
     return choice
 
 
@@ -189,6 +204,37 @@ def _best_remote(
         return None, None
     moved_s = best_exposed_s + settings.hand_off_s
     return best, Way(best.wait_s, best.compute_s, moved_s, best.harm_s + crowding_s)
+
+
+def _with_lent(
+    demand: Demand,
+    decode: Pool,
+    legs: Sequence[_Leg],
+    settings: PolicySettings,
+    usual: PrefillCost,
+    now_s: float,
+) -> Sequence[_Leg]:
+    """`legs`, and beside them those of the prefill pools with least to do, were they given what `decode`
+    has; in the order of their cost."""
+    num_hits = demand.hits.get(decode.id, 0)
+    if not settings.lend or not num_hits:
+        return legs
+    num_missing = _num_missing(demand, decode)
+    lent = []
+    for leg in sorted(legs, key=lambda leg: leg.wait_s)[:_NUM_LENT]:
+        num_bytes = (leg.num_missing - num_missing) * demand.kv_bytes_per_token
+        if num_bytes <= 0:
+            continue
+        rate = leg.pool.transfer_bytes_per_s or settings.transfer_bytes_per_s
+        lend_s = num_bytes / rate + settings.hand_off_s
+        compute_s = (leg.pool.cost or usual).prompt_s(num_missing)
+        quote = leg.pool.queue.quote(compute_s, now_s, settings.ttft_target_s)
+        wait_s = max(quote.wait_s + leg.pool.elsewhere_s, lend_s)
+        harm_s = settings.delay_weight * quote.harm_s
+        cost_s = wait_s + compute_s + harm_s
+        if cost_s < leg.cost_s:
+            lent.append(_Leg(leg.pool, num_missing, wait_s, compute_s, harm_s, cost_s, lends=True))
+    return sorted((*lent, *legs), key=lambda leg: leg.cost_s) if lent else legs
 
 
 def _leg(

@@ -102,3 +102,34 @@ def test_a_worker_that_nobody_has_tried_is_not_passed_over() -> None:
     assert untried.load is not None
     untried.load = dataclasses.replace(untried.load, prefill_tokens_per_s=0.0)
     assert chosen(2048, decode, [untried]).prefill is untried
+
+
+def busy(name: str, num_streams: int) -> Pool:
+    decode = pool(name)
+    decode.num_in_flight = num_streams
+    return decode
+
+
+def test_a_prefix_is_lent_where_that_is_faster_than_to_compute_it_again() -> None:
+    """A long conversation with much that is new, on a decode worker with many streams."""
+    decode, prefill = [busy("d", 30)], [pool("p", Role.PREFILL)]
+    lent = chosen(9000, decode, prefill, {"d": 8000})
+    assert lent.prefill is prefill[0]
+    assert lent.num_missing == 1000
+    choice = lent.prefill_choice()
+    assert choice is not None
+    assert choice.lend
+    assert lent.remote_ttft_s is not None
+    assert 1.0 < lent.remote_ttft_s < 1.3
+    prefill[0].transfer_bytes_per_s = 1e6  # a link that is slower than computing
+    kept = chosen(9000, decode, prefill, {"d": 8000})
+    assert not kept.lends
+
+
+def test_nothing_is_lent_that_the_prefill_worker_has() -> None:
+    decode, prefill = [busy("d", 30)], [pool("p", Role.PREFILL)]
+    both = chosen(9000, decode, prefill, {"d": 8000, "p": 8000})
+    assert both.prefill is prefill[0]
+    assert not both.lends
+    more = chosen(9000, decode, prefill, {"d": 4000, "p": 8000})
+    assert not more.lends
