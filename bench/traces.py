@@ -1,8 +1,8 @@
 """Published traces of production services, read as planned requests.
 
-Two formats, told apart by their first character, gzipped or not: Mooncake's JSONL (milliseconds,
-lengths, and hashes of 512-token prompt blocks that tell which prefixes were shared) and the CSV of
-Azure's LLM inference traces (time of day, lengths).
+Three formats, told apart by how they begin, gzipped or not: Mooncake's JSONL (milliseconds, lengths, and
+hashes of 512-token prompt blocks that tell which prefixes were shared), the CSV of Azure's LLM inference
+traces (time of day, lengths), and what `baton router --record` wrote.
 """
 
 from __future__ import annotations
@@ -11,13 +11,15 @@ import csv
 import gzip
 import json
 import math
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
+from baton import decision_records
 from baton.errors import ConfigError
 from bench.workload import PlannedRequest
 
@@ -31,7 +33,7 @@ def read_trace(path: Path, *, limit: int | None = None) -> list[PlannedRequest]:
     that names the file, the line and the field."""
     try:
         with _open(path) as file:
-            read = _mooncake if file.read(1) == "{" else _azure
+            read = _reader(file.readline())
             file.seek(0)
             requests = list(islice(read(file, path), limit))
     except (OSError, EOFError, UnicodeDecodeError) as error:
@@ -46,6 +48,37 @@ def _open(path: Path) -> TextIO:
     with path.open("rb") as raw:
         is_gzip = raw.read(2) == _GZIP_MAGIC
     return gzip.open(path, "rt", encoding="utf-8") if is_gzip else path.open(encoding="utf-8")
+
+
+def _reader(first_line: str) -> Callable[[TextIO, Path], Iterator[PlannedRequest]]:
+    if first_line.strip() == decision_records.HEADER:
+        return _record
+    return _mooncake if first_line.startswith("{") else _azure
+
+
+def _record(file: TextIO, path: Path) -> Iterator[PlannedRequest]:
+    """Requests that were sent to a worker; one that was sent again is one more."""
+    next(file)
+    numbers: dict[str, int] = defaultdict(lambda: len(numbers))  # of blocks, by id
+    waiting: list[PlannedRequest] = []
+    sent: dict[int, PlannedRequest] = {}
+    for index, line in enumerate(file, 2):
+        try:
+            at_s, name, *arguments = json.loads(line)
+            if name == "route":
+                _, num_tokens, ids, block_size, *_ = arguments
+                hashes = tuple(numbers[each] for each in ids)
+                waiting = [PlannedRequest(0, num_tokens, 1, at_s, hashes, block_size)]
+            elif name == "commit":
+                sent[arguments[0]] = waiting.pop()
+            elif name == "end":
+                number, num_output_tokens = arguments
+                sent[number] = replace(sent[number], num_output_tokens=max(1, num_output_tokens))
+        except (ValueError, TypeError, LookupError) as error:
+            problem = f"is no line of a record: {error!r}"
+            raise ConfigError(problem, field=f"{path}:{index}") from error
+    for index, number in enumerate(sorted(sent)):
+        yield replace(sent[number], index=index)
 
 
 def _mooncake(file: TextIO, path: Path) -> Iterator[PlannedRequest]:

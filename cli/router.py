@@ -21,6 +21,7 @@ from cli import logs
     "--model", "models", multiple=True, help="[NAME=]FOLDER with the tokenizer; repeatable."
 )
 @click.option("--state", help="redis://host:port/db that several routers share.")
+@click.option("--record", metavar="FILE", help="Write down decisions and what they follow from.")
 @click.option("--max-waiting", type=int, help="Requests that may wait at the gate (default 1024).")
 @click.option("--quota", "quotas", multiple=True, help="TENANT=TOKENS_PER_S; repeatable.")
 @click.option("--share", "shares", multiple=True, help="TENANT=WEIGHT; repeatable.")

@@ -5,14 +5,16 @@ is. And the way of those who know nothing: round robin. Pure.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Protocol
 
-from baton.types import BlockId, PoolId, PoolLoad, Role, WorkerInfo
+from baton.types import BlockId, PoolId, PoolLoad, WorkerInfo
 from planner.requests import SimulatedRequest
+from router.chooser import Chooser, PromptBlocks
 from router.commitment import Commitment
 from router.index import BlockIndex
-from router.policy import Choice, Demand, PolicySettings, choose
-from router.pools import Pools
+from router.policy import PolicySettings
+from router.pools import Pool, Pools
 
 
 class Routing(Protocol):
@@ -66,41 +68,33 @@ class BatonRouting:
         settings: PolicySettings,
     ) -> None:
         self.pools = Pools()
-        self._index = BlockIndex()
+        self._chooser = Chooser(self.pools, BlockIndex(), settings)
         self._block_size = block_size
         self._kv_bytes_per_token = kv_bytes_per_token
-        self._settings = settings
         self._commitments: dict[int, Commitment] = {}
         for worker in workers:
             self.pools.put(worker)
         (self._model,) = {worker.model for worker in workers}
 
     def route(self, request: SimulatedRequest, now_s: float) -> tuple[PoolId | None, PoolId]:
-        choice = self._choose(request, now_s)
+        arrival = request.arrival
+        prompt = PromptBlocks(
+            self._model,
+            arrival.num_prompt_tokens,
+            arrival.block_ids,
+            self._block_size,
+            self._kv_bytes_per_token,
+        )
+        choice = self._chooser.choose(prompt, _takes, now_s)
+        assert choice is not None, "there is a decode pool"
         request.predicted_ttft_s = choice.way.ttft_s
-        ids, size = request.arrival.block_ids, self._block_size
-        self._commitments[request.index] = Commitment(choice, ids, size, self._index, now_s)
+        self._commitments[request.index] = self._chooser.commit(choice, prompt, now_s)
         return (choice.prefill.id if choice.prefill else None), choice.decode.id
 
-    def _choose(self, request: SimulatedRequest, now_s: float) -> Choice:
-        arrival = request.arrival
-        hits = self._index.match(arrival.block_ids, self._block_size)
-        choice = choose(
-            Demand(arrival.num_prompt_tokens, hits, self._kv_bytes_per_token),
-            self.pools.serving(Role.DECODE, self._model),
-            self.pools.serving(Role.PREFILL, self._model),
-            self._settings,
-            now_s,
-        )
-        assert choice is not None, "there is a decode pool"
-        return choice
-
     def note_changes(self, pool: PoolId, changes: Sequence[tuple[bool, BlockId]]) -> None:
-        stored = [block_id for is_stored, block_id in changes if is_stored]
-        removed = [block_id for is_stored, block_id in changes if not is_stored]
-        # A block that was removed and stored again within one step is there; the other way is not.
-        self._index.remove(pool, removed)
-        self._index.store(pool, stored)
+        index = self._chooser.index
+        for is_stored, run in groupby(changes, key=lambda change: change[0]):
+            (index.store if is_stored else index.remove)(pool, [each for _, each in run])
 
     def note_load(self, load: PoolLoad) -> None:
         self.pools.report(load)
@@ -112,3 +106,7 @@ class BatonRouting:
     def note_finished(self, request: SimulatedRequest, now_s: float) -> None:
         if commitment := self._commitments.pop(request.index, None):
             commitment.end(now_s)
+
+
+def _takes(pool: Pool) -> bool:
+    return True

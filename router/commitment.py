@@ -31,7 +31,7 @@ class Commitment:
         self._queued: Queued | None = choice.computing.enqueue(
             choice.num_missing, choice.way.compute_s, now_s
         )
-        pools = {choice.decode.id, choice.computing.id}
+        pools = dict.fromkeys((choice.decode.id, choice.computing.id))
         num_hits = max(0, choice.num_tokens - choice.num_missing) // block_size
         self._expected = [(pool, block_ids[num_hits:]) for pool in pools]
         for pool, missing in self._expected:
@@ -46,6 +46,7 @@ class Commitment:
         for pool, missing in self._expected:
             self._index.settle(pool, missing)
 
-    def end(self, now_s: float) -> None:
+    def end(self, now_s: float, num_output_tokens: int = 0) -> None:
+        """`num_output_tokens` is for the record."""
         self.computed(now_s)
         self._choice.decode.end()

@@ -14,7 +14,8 @@ from router.policy import PolicySettings
 @dataclass(frozen=True, slots=True)
 class RouterConfig:
     """`models`: NAME=FOLDER or FOLDER each, whose tokenizer and defaults this router uses. `state`:
-    "embedded", or the URL of a Redis that the routers of a cluster share."""
+    "embedded", or the URL of a Redis that the routers of a cluster share. `record`: a file for all that
+    its choices follow from, for `baton replay`. `index_bytes`: of memory for where blocks are."""
 
     host: str = "127.0.0.1"
     grpc_port: int = 50051
@@ -27,6 +28,8 @@ class RouterConfig:
     drain_grace_s: float = 30.0
     num_logged_requests: int = 1000
     admission: AdmissionSettings = field(default_factory=AdmissionSettings)
+    record: str = ""
+    index_bytes: int = 4 << 30
     policy: PolicySettings = field(default_factory=PolicySettings)
     times: Times = field(default_factory=Times)
 

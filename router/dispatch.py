@@ -29,18 +29,17 @@ from baton.errors import (
     InvalidArgument,
     Unavailable,
 )
-from baton.types import PositionLogprobs, Role
+from baton.types import PositionLogprobs
 from router.admission import Ask
+from router.chooser import Chooser
 from router.commitment import Commitment
 from router.config import RouterConfig
 from router.decode_stream import Leg, LegUpdate
 from router.fleet import Fleet
 from router.frontend import Admitted, Finished, GenerateUpdate, ModelCard, PromptLogprobs
 from router.gate import Gate, Place
-from router.index import Matches
 from router.models import Models, ServedModel
-from router.policy import Choice, Demand, choose
-from router.pools import Pool
+from router.policy import Choice
 from router.request import Chat, GenerateInput
 from router.request_life import RequestLife
 from router.request_log import RequestLog
@@ -56,9 +55,16 @@ class Dispatcher:
     """The `Frontend` of both faces."""
 
     def __init__(
-        self, config: RouterConfig, models: Models, fleet: Fleet, gate: Gate, requests: RequestLog
+        self,
+        config: RouterConfig,
+        models: Models,
+        fleet: Fleet,
+        chooser: Chooser,
+        gate: Gate,
+        requests: RequestLog,
     ) -> None:
         self.config = config
+        self._chooser = chooser
         self._models = models
         self._fleet = fleet
         self._gate = gate
@@ -136,7 +142,7 @@ class Dispatcher:
     @asynccontextmanager
     async def _place(self, life: RequestLife) -> AsyncIterator[Place]:
         model, tenant = life.model.name, life.request.tenant
-        num_missing = life.num_tokens - max(self._hits(life).values(), default=0)
+        num_missing = life.num_tokens - self._chooser.hits(life.prompt_blocks()).most
         ask = Ask(
             life.request.priority,
             tenant,
@@ -169,21 +175,7 @@ class Dispatcher:
                 raise self._nobody(life)
 
     def _choose(self, life: RequestLife) -> Choice | None:
-        return self._best(
-            life,
-            self._fleet.connected(Role.DECODE, life.model.name),
-            self._fleet.connected(Role.PREFILL, life.model.name),
-        )
-
-    def _best(
-        self, life: RequestLife, decode_pools: Sequence[Pool], prefill_pools: Sequence[Pool]
-    ) -> Choice | None:
-        demand = Demand(life.num_tokens, self._hits(life), life.model.kv_bytes_per_token)
-        return choose(demand, decode_pools, prefill_pools, self.config.policy, time.monotonic())
-
-    def _hits(self, life: RequestLife) -> Matches:
-        """The leading tokens that each pool has cached or is about to have, by the index."""
-        return self._fleet.index.match(life.block_ids(), life.model.fingerprint.block_size)
+        return self._chooser.choose(life.prompt_blocks(), self._fleet.takes, time.monotonic())
 
     def _nobody(self, life: RequestLife) -> BatonError:
         if life.deadline_s is not None and time.monotonic() >= life.deadline_s:
@@ -218,14 +210,11 @@ class Dispatcher:
 
     @contextmanager
     def _committed(self, life: RequestLife, choice: Choice) -> Iterator[Commitment]:
-        block_size = life.model.fingerprint.block_size
-        commitment = Commitment(
-            choice, life.block_ids(), block_size, self._fleet.index, time.monotonic()
-        )
+        commitment = self._chooser.commit(choice, life.prompt_blocks(), time.monotonic())
         try:
             yield commitment
         finally:
-            commitment.end(time.monotonic())
+            commitment.end(time.monotonic(), life.usage().num_output_tokens)
 
     async def _follow(
         self, life: RequestLife, leg: Leg, commitment: Commitment, place: Place
@@ -257,8 +246,12 @@ class Dispatcher:
         """The prefill worker was lost: another one, or the decode worker itself, goes on."""
         assert life.choice is not None
         decode, lost = life.choice.decode, life.choice.prefill
-        prefill_pools = self._fleet.connected(Role.PREFILL, life.model.name)
-        choice = self._best(life, [decode], [pool for pool in prefill_pools if pool is not lost])
+        choice = self._chooser.choose_prefill(
+            life.prompt_blocks(),
+            decode,
+            lambda pool: pool is not lost and self._fleet.takes(pool),
+            time.monotonic(),
+        )
         life.choice = choice or life.choice
         life.num_prefill_attempts += 1
         leg.reroute(choice.prefill_choice() if choice else None)

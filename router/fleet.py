@@ -76,13 +76,14 @@ class Fleet:
         self._workers: dict[str, _Worker] = {}
         self._changed = asyncio.Condition()
 
+    def takes(self, pool: Pool) -> bool:
+        """Whether `pool` can take a request now."""
+        worker = self._workers.get(pool.id.worker_id)
+        return not pool.draining and worker is not None and worker.connected
+
     def connected(self, role: Role, model: str) -> list[Pool]:
         """The pools that can take a request now."""
-        return [
-            pool
-            for pool in self.pools.serving(role, model)
-            if (worker := self._workers.get(pool.id.worker_id)) is not None and worker.connected
-        ]
+        return [pool for pool in self.pools.serving(role, model) if self.takes(pool)]
 
     def is_connected(self, info: WorkerInfo) -> bool:
         """Whether this incarnation of a worker can be reached now."""

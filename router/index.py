@@ -58,6 +58,11 @@ class Matches(Mapping[PoolId, int]):
                 return num_tokens
         return default
 
+    @property
+    def most(self) -> int:
+        """The most that any pool holds."""
+        return self.groups[0][0] if self.groups else 0
+
     def is_in(self, pool: PoolId, mask: int) -> bool:
         """Whether `mask`, of a group, names `pool`."""
         return bool(self._bit_of.get(pool, 0) & mask)

@@ -9,11 +9,13 @@ import socket
 import uuid
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
+from pathlib import Path
 
 from baton.rpc.server import Server, ServerOptions
 from baton.state.choose import EMBEDDED, open_state
 from baton.state.service import RegistryServicer
 from baton.v1 import admin_pb2_grpc, inference_pb2_grpc, worker_pb2_grpc
+from router.chooser import Chooser
 from router.config import RouterConfig
 from router.dispatch import Dispatcher
 from router.exchange import Exchange
@@ -26,6 +28,7 @@ from router.metrics import Metrics
 from router.models import Models
 from router.open_files import raise_limit
 from router.pools import Pools
+from router.record import RecordedChooser, Recorder
 from router.request_log import RequestLog
 from router.service import AdminService, InferenceService
 
@@ -38,20 +41,32 @@ class Router:
     def __init__(self, config: RouterConfig) -> None:
         self.config = config
         self.router_id = config.router_id or f"router-{socket.gethostname()}-{uuid.uuid4().hex[:6]}"
-        pools = Pools()
+        self._recorder: Recorder | None = None
+        self._chooser = self._make_chooser()
+        pools = self._chooser.pools
         self._models = Models.load(config.model_folders(), pools)
         self._state = open_state(config.state, config.times)
         self._gate = Gate(config.admission)
-        self._fleet = Fleet(self._state, pools, BlockIndex(), self.router_id, self._gate.resize)
+        index = self._chooser.index
+        self._fleet = Fleet(self._state, pools, index, self.router_id, self._gate.resize)
         self._exchange = Exchange(self._state, self.router_id, pools, self._gate.quotas)
         self._metrics = Metrics(self._gate, pools)
         self._requests = RequestLog(config.num_logged_requests, self._metrics.ended)
-        self._dispatcher = Dispatcher(config, self._models, self._fleet, self._gate, self._requests)
+        self._dispatcher = Dispatcher(
+            config, self._models, self._fleet, self._chooser, self._gate, self._requests
+        )
         slow_client_s = config.times.slow_client_s
         self.server = Server(
             ServerOptions(config.host, config.grpc_port, slow_client_s=slow_client_s)
         )
         self._stop = asyncio.Event()
+
+    def _make_chooser(self) -> Chooser:
+        config = self.config
+        if not config.record:
+            return Chooser(Pools(), BlockIndex(config.index_bytes), config.policy)
+        self._recorder = Recorder(Path(config.record))
+        return RecordedChooser(self._recorder, config.policy)
 
     async def run(self) -> None:
         """Serves until SIGTERM or SIGINT, then drains: what runs has `drain_grace_s` to end."""
@@ -59,6 +74,8 @@ class Router:
         raise_limit()
         slow_client_s = self.config.times.slow_client_s
         async with AsyncExitStack() as stack:
+            if self._recorder is not None:
+                stack.enter_context(self._recorder)
             stack.push_async_callback(self.server.stop)
             background = [self._state.run(), self._fleet.run()]
             if self.config.state != EMBEDDED:

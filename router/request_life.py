@@ -13,6 +13,7 @@ from baton import convert, instants
 from baton.block_id import chain, salt
 from baton.types import BlockId, HandOffReport, SamplingParams, Timeline, Usage
 from baton.v1 import decode_pb2
+from router.chooser import PromptBlocks
 from router.decode_stream import LegEnd, LegUpdate, Row, SampleEnd
 from router.frontend import Deltas, Finished, SampleDelta
 from router.models import ServedModel
@@ -92,6 +93,17 @@ class RequestLife:
             block_size = self.model.fingerprint.block_size
             self._block_ids = list(chain(self.prompt_token_ids, block_size, self.salt))
         return self._block_ids
+
+    def prompt_blocks(self) -> PromptBlocks:
+        """As routing sees it; tokens that are forced are to be computed, too."""
+        model = self.model
+        return PromptBlocks(
+            model.name,
+            self.num_tokens,
+            self.block_ids(),
+            model.fingerprint.block_size,
+            model.kv_bytes_per_token,
+        )
 
     def begin_attempt(self, choice: Choice) -> None:
         self.choice = choice

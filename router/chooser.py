@@ -1,0 +1,98 @@
+"""All of a router's routing: what it knows of pools and blocks, and the pair that follows from it. Pure: the
+same calls in the same order choose the same pairs, in a router, in the simulator, and from a record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from baton.types import BlockId, Role
+from router.commitment import Commitment
+from router.index import BlockIndex, Matches
+from router.policy import Choice, Demand, PolicySettings, choose
+from router.pools import Pool, Pools
+from router.shortlist import shortlist
+
+Takes = Callable[[Pool], bool]  # whether a pool can take a request now
+
+
+@dataclass(frozen=True, slots=True)
+class PromptBlocks:
+    """A prompt as routing sees it. `block_ids`: of its full blocks."""
+
+    model: str
+    num_tokens: int
+    block_ids: Sequence[BlockId]
+    block_size: int
+    kv_bytes_per_token: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """`by_decode`: the best way to each candidate, best first. `by_prefill`: each candidate to compute the
+    prompt for the chosen decode pool, where it was computed elsewhere."""
+
+    choice: Choice
+    by_decode: Sequence[Choice]
+    by_prefill: Sequence[Choice]
+
+
+class Chooser:
+    def __init__(self, pools: Pools, index: BlockIndex, settings: PolicySettings) -> None:
+        self.pools = pools
+        self.index = index
+        self.settings = settings
+
+    def hits(self, prompt: PromptBlocks) -> Matches:
+        """The leading tokens that each pool has cached or is about to have."""
+        return self.index.match(prompt.block_ids, prompt.block_size)
+
+    def choose(self, prompt: PromptBlocks, takes: Takes, now_s: float) -> Choice | None:
+        """The best pair of those pools that `takes` allows; None where no decode pool is among them."""
+        hits = self.hits(prompt)
+        decode = shortlist(self.pools, Role.DECODE, prompt.model, hits, takes)
+        prefill = shortlist(self.pools, Role.PREFILL, prompt.model, hits, takes)
+        return self._best(prompt, hits, decode, prefill, now_s)
+
+    def choose_prefill(
+        self, prompt: PromptBlocks, decode: Pool, takes: Takes, now_s: float
+    ) -> Choice | None:
+        """The best way to a decode pool that is settled."""
+        hits = self.hits(prompt)
+        prefill = shortlist(self.pools, Role.PREFILL, prompt.model, hits, takes)
+        return self._best(prompt, hits, [decode], prefill, now_s)
+
+    def commit(self, choice: Choice, prompt: PromptBlocks, now_s: float) -> Commitment:
+        """Makes the choice count, until the commitment's end."""
+        return Commitment(choice, prompt.block_ids, prompt.block_size, self.index, now_s)
+
+    def explain(self, prompt: PromptBlocks, takes: Takes, now_s: float) -> Explanation | None:
+        """What `choose` would choose, and what it would be chosen from."""
+        hits = self.hits(prompt)
+        decode = shortlist(self.pools, Role.DECODE, prompt.model, hits, takes)
+        prefill = shortlist(self.pools, Role.PREFILL, prompt.model, hits, takes)
+        choice = self._best(prompt, hits, decode, prefill, now_s)
+        if choice is None:
+            return None
+        ways = [self._best(prompt, hits, [pool], prefill, now_s) for pool in decode]
+        legs = [self._best(prompt, hits, [choice.decode], [pool], now_s) for pool in prefill]
+        return Explanation(
+            choice,
+            sorted((way for way in ways if way), key=lambda way: way.way.cost_s),
+            sorted(
+                (leg for leg in legs if leg and leg.remote),
+                key=lambda leg: leg.remote.cost_s if leg.remote else 0.0,
+            ),
+        )
+
+    def _best(
+        self,
+        prompt: PromptBlocks,
+        hits: Matches,
+        decode: Sequence[Pool],
+        prefill: Sequence[Pool],
+        now_s: float,
+    ) -> Choice | None:
+        demand = Demand(prompt.num_tokens, hits, prompt.kv_bytes_per_token)
+        return choose(demand, decode, prefill, self.settings, now_s)
