@@ -39,7 +39,7 @@ def age_s(token_id: int, now_s: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class WorkerPlan:
-    """`step_s` 0: as fast as the router takes the tokens."""
+    """`step_s`: between two tokens of a request."""
 
     router: str
     num_workers: int
@@ -125,8 +125,6 @@ class _Decode(decode_pb2_grpc.DecodeServicer):
                     yield answers.pop(0)
                 if left:
                     yield decode_pb2.DecodeMessage(step=_step(left))
-                elif not self._step_s:
-                    await asyncio.sleep(1e-3)
         finally:
             reader.cancel()
 
