@@ -60,7 +60,7 @@ _FOR_CLUSTER = ("num_routers", "num_prefill_workers", "num_decode_workers", "ray
 @click.option("--load-format", type=click.Choice(["auto", "dummy"]))
 @click.option("--device", help="cpu or cuda (default cpu).")
 @click.option("--dtype", type=click.Choice(["auto", "fp32", "fp16", "bf16"]))
-@click.option("--kv-dtype", type=click.Choice(["auto", "fp32", "fp16", "bf16"]))
+@click.option("--kv-dtype", type=click.Choice(["auto", "fp32", "fp16", "bf16", "int8", "fp8"]))
 @click.option("--deterministic", is_flag=True, default=None, help="Bit-exact whatever the batch.")
 @click.option("--block-size", type=int, help="Tokens per KV block (default 64).")
 @click.option("--num-blocks", type=int, help="KV blocks per worker (default: as many as fit).")

@@ -11,8 +11,8 @@ what the block holds already is divided by it. The roundings nest, which makes t
 INVARIANT: a block's bytes are a function of the floats that were written into it, whatever the chunks in
 which they came, and of nothing that it held before its first token was written.
 
-The same as engine/kernels/write_kv.c and quantized.h, bit for bit, for numbers; where a value is not finite
-the scale is NaN, and with it all that is read from the block. Knows no block table.
+The same as engine/kernels/write_kv.c and quantized.h, bit for bit, for numbers; where a value is none, or
+2^126 and more, the scale is NaN, and with it all that is read from the block. Knows no block table.
 """
 
 from __future__ import annotations
@@ -26,15 +26,18 @@ SCALE_BYTES = (
 
 _BINADES = {torch.int8: 6, torch.float8_e4m3fn: 7}  # of values from the scale on that fit
 _NOT_FINITE = 255  # the exponent field of an infinity or NaN
-_LEAST_EXPONENT = 32  # so that 1 / scale is a number
+_LEAST, _MOST = (
+    32,
+    252,
+)  # exponent fields of what a scale is made for: so that all quotients are numbers
 _FP8_LEAST = 31 / 2048  # rounds to 2^-6, the least normal number of e4m3
 
 
 def scale_exponents(x: Tensor, dtype: torch.dtype) -> Tensor:
     """The exponent field (int32) of the least scale with which each value of `x` (fp32) fits."""
     exponents = (x.view(torch.int32) >> 23) & 0xFF
-    fitting = exponents.clamp(min=_LEAST_EXPONENT) - _BINADES[dtype]
-    return torch.where(exponents == _NOT_FINITE, exponents, fitting)
+    fitting = exponents.clamp(min=_LEAST) - _BINADES[dtype]
+    return fitting.masked_fill(exponents > _MOST, _NOT_FINITE)
 
 
 def exponents_of(scales: Tensor) -> Tensor:

@@ -14,7 +14,8 @@ from router.pools import Pools
 from router.text.model_text import ModelText
 from router.validation import ModelLimits
 
-_DTYPE_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
+_DTYPE_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1, "fp8": 1}
+_SCALE_BYTES = {"int8": 8, "fp8": 8}  # of k or v of one head in one block
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +31,9 @@ class ServedModel:
     @property
     def kv_bytes_per_token(self) -> float:
         layout = self.fingerprint
-        width = _DTYPE_BYTES[layout.kv_dtype]
-        return 2 * layout.num_layers * layout.num_kv_heads * layout.head_dim * width
+        scale = _SCALE_BYTES.get(layout.kv_dtype, 0) / layout.block_size
+        head = layout.head_dim * _DTYPE_BYTES[layout.kv_dtype] + scale
+        return 2 * layout.num_layers * layout.num_kv_heads * head
 
 
 @dataclass(slots=True)

@@ -6,7 +6,7 @@
 
 #include "vector.h"
 
-enum { NOT_FINITE = 255, LEAST_EXPONENT = 32 };
+enum { LEAST_EXPONENT = 32, MOST_EXPONENT = 252, NOT_FINITE = 255 };
 
 INLINE uint32_t float_bits(float x) { uint32_t b; memcpy(&b, &x, sizeof b); return b; }
 INLINE float bits_float(uint32_t b) { float x; memcpy(&x, &b, sizeof x); return x; }
@@ -16,7 +16,7 @@ INLINE float bits_float(uint32_t b) { float x; memcpy(&x, &b, sizeof x); return 
 INLINE int scale_exponent(uint32_t magnitude, int binades)
 {
     const int exponent = (int)(magnitude >> 23);
-    if (exponent == NOT_FINITE) return NOT_FINITE;
+    if (exponent > MOST_EXPONENT) return NOT_FINITE;
     return (exponent < LEAST_EXPONENT ? LEAST_EXPONENT : exponent) - binades;
 }
 
