@@ -16,6 +16,9 @@ _COMMANDS = {
     "interference": LazyCommand(
         "cli.bench_local:interference", "What arriving prompts do to streams that decode."
     ),
+    "perplexity": LazyCommand(
+        "cli.bench_perplexity:perplexity", "What the KV cache's dtype does to a model's perplexity."
+    ),
 }
 
 
