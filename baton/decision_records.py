@@ -1,7 +1,7 @@
 """What a router heard and decided, line by line, so that it can be decided again (docs/protocol.md).
 
 The first line names the format. Every other one is a JSON array: the time in seconds on the router's clock,
-the name of what happened, and its arguments. Block ids are in hex, what workers said in base64 of its protobuf.
+the name of what happened, and its arguments. Block ids are in hex; what workers said is base64 of protobuf.
 
     put WORKER DRAINING · report LOAD · remove WORKER_ID · replicas NUMBER COUNT
     elsewhere POOL REQUESTS TOKENS (one for each pool of each router) · elsewhere_end

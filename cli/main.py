@@ -31,6 +31,7 @@ _COMMANDS = {
     "status": LazyCommand("cli.status:status", "Show workers, their load, and requests."),
     "top": LazyCommand("cli.status:top", "Watch workers and requests, full-screen."),
     "drain": LazyCommand("cli.drain:drain", "Tell a worker to finish what runs, and leave."),
+    "route": LazyCommand("cli.route:route", "Ask which workers a prompt would get, and why."),
     "replay": LazyCommand("cli.replay:replay", "Run a trace through a simulated cluster."),
     "bench": LazyCommand("cli.bench:bench", "Measure."),
     "router": LazyCommand("cli.router:router", "Run a router: gRPC and OpenAI HTTP."),

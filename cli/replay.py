@@ -75,7 +75,6 @@ def replay(
         transfer_bytes_per_s=engine.transfer_bytes_per_s,
         local_prefill=local_prefill,
         lend=False,  # the simulator's decode workers lend nothing
-        lend=False,  # the simulator's workers do not
     )
     shape = ClusterShape(
         num_prefill,

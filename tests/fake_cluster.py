@@ -12,7 +12,7 @@ from baton import convert
 from baton.errors import NotFound
 from baton.rpc.server import Server
 from baton.types import Fingerprint, PoolId, PoolLoad, Role, Timeline, Usage, WorkerInfo
-from baton.v1 import admin_pb2, admin_pb2_grpc, inference_pb2_grpc
+from baton.v1 import admin_pb2, admin_pb2_grpc, common_pb2, inference_pb2_grpc
 from tests.fake_inference import FakeInference
 
 WORKER = WorkerInfo(
@@ -86,6 +86,22 @@ class FakeAdmin(admin_pb2_grpc.AdminServicer):
     async def GetLoad(self, request: Any, context: Any) -> Any:
         return admin_pb2.GetLoadResponse(
             num_running_requests=3, num_waiting_requests=2, pools=[convert.pool_load_to_proto(LOAD)]
+        )
+
+    async def ExplainRoute(self, request: Any, context: Any) -> Any:
+        decode = common_pb2.Pool(worker_id="decode-0")
+        ways = [
+            admin_pb2.RouteOption(
+                decode=decode,
+                prefill=common_pb2.Pool(worker_id=name),
+                num_missing_tokens=len(request.text),
+                local=admin_pb2.RouteWay(compute_s=0.5, others_s=0.1),
+                remote=admin_pb2.RouteWay(wait_s=wait_s, compute_s=0.25, transfer_s=0.125),
+            )
+            for name, wait_s in (("prefill-0", 0.0), ("prefill-1", 2.0))
+        ]
+        return admin_pb2.ExplainRouteResponse(
+            num_prompt_tokens=40, chosen=ways[0], by_decode=ways[:1], by_prefill=ways
         )
 
     async def ListRequests(self, request: Any, context: Any) -> Any:

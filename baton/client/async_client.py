@@ -132,6 +132,22 @@ class AsyncClient:
         )
         return [results.request_status_from_proto(each) for each in answer.requests]
 
+    async def route(
+        self, prompt: str | Sequence[int], *, model: str = "", tenant: str = ""
+    ) -> results.Route:
+        """Which workers `prompt` would get now, and why. Starts nothing."""
+        message = admin_pb2.ExplainRouteRequest(model=model, tenant=tenant)
+        if isinstance(prompt, str):
+            message.text = prompt
+        else:
+            message.token_ids.ids.extend(prompt)
+        answer = await self._replicas.call(
+            lambda channel: admin_pb2_grpc.AdminStub(channel).ExplainRoute(
+                message, timeout=_UNARY_TIMEOUT_S
+            )
+        )
+        return results.route_from_proto(answer)
+
     async def close(self) -> None:
         await self._replicas.close()
 

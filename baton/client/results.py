@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from baton import convert
-from baton.types import FinishReason, PoolLoad, PositionLogprobs, Timeline, Usage
+from baton.types import FinishReason, PoolId, PoolLoad, PositionLogprobs, Timeline, Usage
 from baton.v1 import admin_pb2, inference_pb2
 
 
@@ -137,3 +138,63 @@ def model_from_proto(message: inference_pb2.Model) -> Model:
         vocab_size=message.vocab_size,
         created_unix_s=message.created_unix_s,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class RouteWay:
+    """One way to compute a prompt, in seconds: the parts of its predicted time to first token, and what it
+    costs others."""
+
+    wait_s: float
+    compute_s: float
+    transfer_s: float
+    others_s: float
+
+    @property
+    def ttft_s(self) -> float:
+        return self.wait_s + self.compute_s + self.transfer_s
+
+
+@dataclass(frozen=True, slots=True)
+class RouteOption:
+    """A pair of pools; `prefill` None where the decode pool computes the prompt itself. `remote`: None
+    where no prefill worker is up."""
+
+    decode: PoolId
+    prefill: PoolId | None
+    num_missing_tokens: int
+    local: RouteWay
+    remote: RouteWay | None
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Which pair a prompt would get, and the candidates it would be chosen from, best first."""
+
+    num_prompt_tokens: int
+    chosen: RouteOption
+    by_decode: Sequence[RouteOption]
+    by_prefill: Sequence[RouteOption]
+
+
+def route_from_proto(message: admin_pb2.ExplainRouteResponse) -> Route:
+    return Route(
+        message.num_prompt_tokens,
+        _route_option(message.chosen),
+        [_route_option(option) for option in message.by_decode],
+        [_route_option(option) for option in message.by_prefill],
+    )
+
+
+def _route_option(message: admin_pb2.RouteOption) -> RouteOption:
+    return RouteOption(
+        convert.pool_from_proto(message.decode),
+        convert.pool_from_proto(message.prefill) if message.HasField("prefill") else None,
+        message.num_missing_tokens,
+        _route_way(message.local),
+        _route_way(message.remote) if message.HasField("remote") else None,
+    )
+
+
+def _route_way(message: admin_pb2.RouteWay) -> RouteWay:
+    return RouteWay(message.wait_s, message.compute_s, message.transfer_s, message.others_s)

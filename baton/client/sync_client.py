@@ -14,7 +14,7 @@ from typing import Any, Self, TypeVar, Unpack
 
 from baton.client.async_client import AsyncClient
 from baton.client.request import GenerateOptions, Prompt
-from baton.client.results import Delta, Generation, Load, Model, RequestStatus
+from baton.client.results import Delta, Generation, Load, Model, RequestStatus, Route
 from baton.client.stream import AsyncStream
 from baton.state.base import Member
 from baton.types import PositionLogprobs, Timeline, Usage
@@ -40,6 +40,9 @@ class _LoopThread:
         except BaseException:
             future.cancel()
             raise
+
+    def route(self, prompt: str | Sequence[int], *, model: str = "", tenant: str = "") -> Route:
+        return self._thread.run(self._client.route(prompt, model=model, tenant=tenant))
 
     def close(self) -> None:
         if not self.loop.is_closed():
@@ -108,6 +111,9 @@ class Stream:
             raise StopIteration
         return self._ready.popleft()
 
+    def route(self, prompt: str | Sequence[int], *, model: str = "", tenant: str = "") -> Route:
+        return self._thread.run(self._client.route(prompt, model=model, tenant=tenant))
+
     def close(self) -> None:
         if not self._thread.loop.is_closed():
             self._thread.loop.call_soon_threadsafe(self._stream.cancel)
@@ -165,6 +171,9 @@ class Client:
 
     def requests(self, limit: int = 0) -> list[RequestStatus]:
         return self._thread.run(self._client.requests(limit))
+
+    def route(self, prompt: str | Sequence[int], *, model: str = "", tenant: str = "") -> Route:
+        return self._thread.run(self._client.route(prompt, model=model, tenant=tenant))
 
     def close(self) -> None:
         if not self._thread.loop.is_closed():

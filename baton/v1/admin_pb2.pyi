@@ -237,3 +237,141 @@ class ListRequestsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListRequestsResponse: _TypeAlias = ListRequestsResponse  # noqa: Y015
+
+@_typing.final
+class ExplainRouteRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """empty means the default one"""
+    text: _builtins.str
+    tenant: _builtins.str
+    @_builtins.property
+    def token_ids(self) -> _common_pb2.TokenIds: ...
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        text: _builtins.str = ...,
+        token_ids: _common_pb2.TokenIds | None = ...,
+        tenant: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["prompt", b"prompt", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "prompt", b"prompt", "tenant", b"tenant", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_prompt: _TypeAlias = _typing.Literal["text", "token_ids"]  # noqa: Y015
+    _WhichOneofArgType_prompt: _TypeAlias = _typing.Literal["prompt", b"prompt"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_prompt) -> _WhichOneofReturnType_prompt | None: ...
+
+Global___ExplainRouteRequest: _TypeAlias = ExplainRouteRequest  # noqa: Y015
+
+@_typing.final
+class RouteWay(_message.Message):
+    """One way to compute the prompt, in seconds: the parts of its time to first token, and what it costs others."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WAIT_S_FIELD_NUMBER: _builtins.int
+    COMPUTE_S_FIELD_NUMBER: _builtins.int
+    TRANSFER_S_FIELD_NUMBER: _builtins.int
+    OTHERS_S_FIELD_NUMBER: _builtins.int
+    wait_s: _builtins.float
+    compute_s: _builtins.float
+    transfer_s: _builtins.float
+    """what of it the request waits for, and the hand-off"""
+    others_s: _builtins.float
+    def __init__(
+        self,
+        *,
+        wait_s: _builtins.float = ...,
+        compute_s: _builtins.float = ...,
+        transfer_s: _builtins.float = ...,
+        others_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute_s", b"compute_s", "others_s", b"others_s", "transfer_s", b"transfer_s", "wait_s", b"wait_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RouteWay: _TypeAlias = RouteWay  # noqa: Y015
+
+@_typing.final
+class RouteOption(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DECODE_FIELD_NUMBER: _builtins.int
+    PREFILL_FIELD_NUMBER: _builtins.int
+    NUM_MISSING_TOKENS_FIELD_NUMBER: _builtins.int
+    LOCAL_FIELD_NUMBER: _builtins.int
+    REMOTE_FIELD_NUMBER: _builtins.int
+    num_missing_tokens: _builtins.int
+    """to be computed"""
+    @_builtins.property
+    def decode(self) -> _common_pb2.Pool: ...
+    @_builtins.property
+    def prefill(self) -> _common_pb2.Pool:
+        """unset: the decode worker computes the prompt"""
+
+    @_builtins.property
+    def local(self) -> Global___RouteWay: ...
+    @_builtins.property
+    def remote(self) -> Global___RouteWay:
+        """unset where no prefill worker is up"""
+
+    def __init__(
+        self,
+        *,
+        decode: _common_pb2.Pool | None = ...,
+        prefill: _common_pb2.Pool | None = ...,
+        num_missing_tokens: _builtins.int = ...,
+        local: Global___RouteWay | None = ...,
+        remote: Global___RouteWay | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["decode", b"decode", "local", b"local", "prefill", b"prefill", "remote", b"remote"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode", b"decode", "local", b"local", "num_missing_tokens", b"num_missing_tokens", "prefill", b"prefill", "remote", b"remote"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RouteOption: _TypeAlias = RouteOption  # noqa: Y015
+
+@_typing.final
+class ExplainRouteResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUM_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    CHOSEN_FIELD_NUMBER: _builtins.int
+    BY_DECODE_FIELD_NUMBER: _builtins.int
+    BY_PREFILL_FIELD_NUMBER: _builtins.int
+    num_prompt_tokens: _builtins.int
+    @_builtins.property
+    def chosen(self) -> Global___RouteOption: ...
+    @_builtins.property
+    def by_decode(self) -> _containers.RepeatedCompositeFieldContainer[Global___RouteOption]:
+        """the best way to each decode worker that was judged, best first"""
+
+    @_builtins.property
+    def by_prefill(self) -> _containers.RepeatedCompositeFieldContainer[Global___RouteOption]:
+        """each prefill worker that was judged, for the chosen decode worker"""
+
+    def __init__(
+        self,
+        *,
+        num_prompt_tokens: _builtins.int = ...,
+        chosen: Global___RouteOption | None = ...,
+        by_decode: _abc.Iterable[Global___RouteOption] | None = ...,
+        by_prefill: _abc.Iterable[Global___RouteOption] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chosen", b"chosen"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["by_decode", b"by_decode", "by_prefill", b"by_prefill", "chosen", b"chosen", "num_prompt_tokens", b"num_prompt_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainRouteResponse: _TypeAlias = ExplainRouteResponse  # noqa: Y015

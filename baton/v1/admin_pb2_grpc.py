@@ -55,6 +55,11 @@ class AdminStub:
                 request_serializer=baton_dot_v1_dot_admin__pb2.ListRequestsRequest.SerializeToString,
                 response_deserializer=baton_dot_v1_dot_admin__pb2.ListRequestsResponse.FromString,
                 _registered_method=True)
+        self.ExplainRoute = channel.unary_unary(
+                '/baton.v1.Admin/ExplainRoute',
+                request_serializer=baton_dot_v1_dot_admin__pb2.ExplainRouteRequest.SerializeToString,
+                response_deserializer=baton_dot_v1_dot_admin__pb2.ExplainRouteResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServicer:
@@ -86,6 +91,13 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExplainRoute(self, request, context):
+        """Which workers a prompt would get now, and why. Starts nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -108,6 +120,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.ListRequests,
                     request_deserializer=baton_dot_v1_dot_admin__pb2.ListRequestsRequest.FromString,
                     response_serializer=baton_dot_v1_dot_admin__pb2.ListRequestsResponse.SerializeToString,
+            ),
+            'ExplainRoute': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainRoute,
+                    request_deserializer=baton_dot_v1_dot_admin__pb2.ExplainRouteRequest.FromString,
+                    response_serializer=baton_dot_v1_dot_admin__pb2.ExplainRouteResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -219,6 +236,33 @@ class Admin:
             '/baton.v1.Admin/ListRequests',
             baton_dot_v1_dot_admin__pb2.ListRequestsRequest.SerializeToString,
             baton_dot_v1_dot_admin__pb2.ListRequestsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainRoute(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.v1.Admin/ExplainRoute',
+            baton_dot_v1_dot_admin__pb2.ExplainRouteRequest.SerializeToString,
+            baton_dot_v1_dot_admin__pb2.ExplainRouteResponse.FromString,
             options,
             channel_credentials,
             insecure,
