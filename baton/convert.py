@@ -201,6 +201,7 @@ def hand_off_to_proto(report: HandOffReport) -> decode_pb2.HandOffReport:
         num_resent_blocks=report.num_resent_blocks,
         num_lent_tokens=report.num_lent_tokens,
         transport=report.transport,
+        num_blocks=report.num_blocks,
     )
 
 
@@ -214,6 +215,7 @@ def hand_off_from_proto(message: decode_pb2.HandOffReport) -> HandOffReport:
         num_resent_blocks=message.num_resent_blocks,
         num_lent_tokens=message.num_lent_tokens,
         transport=message.transport,
+        num_blocks=message.num_blocks,
     )
 
 

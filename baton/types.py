@@ -162,6 +162,7 @@ class HandOffReport:
     num_resent_blocks: int = 0
     num_lent_tokens: int = 0
     transport: str = ""
+    num_blocks: int = 0
 
 
 @dataclass(frozen=True, slots=True)

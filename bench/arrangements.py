@@ -1,7 +1,7 @@
 """The clusters that benchmarks compare, on two cores of this machine: what runs where.
 
     disaggregated   a prefill worker on the first core, a decode worker on the second
-    aggregated      one decode worker alone, on the second core or on both
+    aggregated      one decode worker alone, on one core or on both
 
 Every worker has as many threads as cores. Routers and clients are not bound to any core.
 """

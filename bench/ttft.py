@@ -1,9 +1,10 @@
 """Time to first token, disaggregated against aggregated: what a hand-off costs an idle cluster.
 
     aggregated      a decode worker with one core prefills for itself
-    disaggregated   a prefill worker with one core hands the KV to a decode worker on another
+    disaggregated   a prefill worker with the same core hands the KV to a decode worker on another
 
-Both clusters run side by side and take turns, so that one core works at a time. Prompts are fresh
+Both clusters run side by side and take turns, so that every prompt is computed on the same core with nobody
+beside it. Prompts are fresh
 random tokens: nothing is found in a cache. Where the router finds a hand-off not worth its cost, the
 disaggregated cluster prefills on its decode worker; that is part of what is measured, and told.
 """
@@ -86,7 +87,7 @@ def measure(settings: TtftSettings, on_step: OnStep) -> dict[str, Any]:
     cores = arrangements.two_cores()
     with ExitStack() as clusters:
         one = clusters.enter_context(
-            arrangements.started(settings.model, arrangements.aggregated(cores.decode))
+            arrangements.started(settings.model, arrangements.aggregated(cores.prefill))
         )
         two = clusters.enter_context(
             arrangements.started(settings.model, arrangements.disaggregated(cores))

@@ -1,8 +1,9 @@
-"""`baton router`: one router process."""
+"""`baton router`: one router, of one process or of several."""
 
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from pathlib import Path
 
 import click
@@ -20,8 +21,11 @@ from cli import logs
 @click.option(
     "--model", "models", multiple=True, help="[NAME=]FOLDER with the tokenizer; repeatable."
 )
+@click.option("--processes", type=int, help="Processes that share both ports (default 1).")
+@click.option("--process-port", type=int, help="First of the ports of each process alone.")
 @click.option("--state", help="redis://host:port/db that several routers share.")
 @click.option("--record", metavar="FILE", help="Write down decisions and what they follow from.")
+@click.option("--otlp-endpoint", metavar="HOST:PORT", help="Send traces to this collector.")
 @click.option("--max-waiting", type=int, help="Requests that may wait at the gate (default 1024).")
 @click.option("--quota", "quotas", multiple=True, help="TENANT=TOKENS_PER_S; repeatable.")
 @click.option("--share", "shares", multiple=True, help="TENANT=WEIGHT; repeatable.")
@@ -31,6 +35,7 @@ def router(config: Path | None, log_level: str, models: tuple[str, ...], **flags
     from baton.config import load
     from router.config import RouterConfig
     from router.process import Router
+    from router.processes import run as run_processes
 
     logs.configure("router", log_level)
     admission = {name: flags.pop(name) for name in ("max_waiting", "quotas", "shares")}
@@ -42,6 +47,9 @@ def router(config: Path | None, log_level: str, models: tuple[str, ...], **flags
     settings = load(RouterConfig, toml=config, section="router", flags=given)
 
     async def run() -> None:
-        await Router(settings).run()
+        if settings.processes > 1:
+            await run_processes(settings, partial(logs.configure, "router", log_level))
+        else:
+            await Router(settings).run()
 
     asyncio.run(run())

@@ -70,6 +70,7 @@ class Transfer:
             num_resent_blocks=self.num_resent_blocks,
             num_lent_tokens=self.done.num_lent_tokens,
             transport=self.transport,
+            num_blocks=len(self.ask.destination_blocks),
         )
 
     def instants(self, now_s: float) -> Mapping[str, float]:

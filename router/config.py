@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from baton.config import Times
+from baton.errors import ConfigError
 from router.admission import AdmissionSettings
 from router.policy import PolicySettings
 
@@ -15,7 +16,9 @@ from router.policy import PolicySettings
 class RouterConfig:
     """`models`: NAME=FOLDER or FOLDER each, whose tokenizer and defaults this router uses. `state`:
     "embedded", or the URL of a Redis that the routers of a cluster share. `record`: a file for all that
-    its choices follow from, for `baton replay`. `index_bytes`: of memory for where blocks are."""
+    its choices follow from, for `baton replay`. `processes` share both ports; each has two of its own, from
+    `process_port` on, 0: any that are free. `index_bytes`: of memory for where blocks are.
+    `otlp_endpoint`: host:port of a collector's gRPC for traces; none are made where it is empty."""
 
     host: str = "127.0.0.1"
     grpc_port: int = 50051
@@ -23,6 +26,8 @@ class RouterConfig:
     models: tuple[str, ...] = ()
     router_id: str = ""
     state: str = "embedded"
+    processes: int = 1
+    process_port: int = 0
     max_attempts: int = 4
     no_worker_wait_s: float = 10.0  # for a worker to come back before a request is given up
     drain_grace_s: float = 30.0
@@ -30,8 +35,15 @@ class RouterConfig:
     admission: AdmissionSettings = field(default_factory=AdmissionSettings)
     record: str = ""
     index_bytes: int = 4 << 30
+    otlp_endpoint: str = ""
     policy: PolicySettings = field(default_factory=PolicySettings)
     times: Times = field(default_factory=Times)
+
+    def __post_init__(self) -> None:
+        if self.processes < 1:
+            raise ConfigError("must be at least 1", field="processes")
+        if self.processes > 1 and self.record:
+            raise ConfigError("is of one process; there are several", field="record")
 
     def model_folders(self) -> Mapping[str, Path]:
         """Model name -> folder; a folder without a name is called as its last part."""

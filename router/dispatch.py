@@ -31,7 +31,7 @@ from baton.errors import (
 )
 from baton.types import PositionLogprobs
 from router.admission import Ask
-from router.chooser import Chooser
+from router.chooser import Chooser, Explanation
 from router.commitment import Commitment
 from router.config import RouterConfig
 from router.decode_stream import Leg, LegUpdate
@@ -117,6 +117,16 @@ class Dispatcher:
         if model.text is None:
             raise InvalidArgument("this model has no tokenizer", field="model")
         return model.text.decode(token_ids, skip_special_tokens=skip_special_tokens)
+
+    async def explain(self, request: GenerateInput) -> tuple[int, Explanation]:
+        """The number of the prompt's tokens, and which pair it would get now. Starts nothing."""
+        life = await self._receive(request)
+        explanation = self._chooser.explain(
+            life.prompt_blocks(), self._fleet.takes, time.monotonic()
+        )
+        if explanation is None:
+            raise self._nobody(life)
+        return life.num_tokens, explanation
 
     # 1. Receive: validate, tokenize once
 
@@ -227,6 +237,7 @@ class Dispatcher:
                 commitment.computed(time.monotonic())
                 place.computed()
             if update.prefill_lost is not None:
+                life.lost_prefills.append(update.prefill_lost.code)
                 self._reroute(life, leg)
             if update.prompt_logprobs and (logprobs := self._fresh_prompt_logprobs(life, update)):
                 yield PromptLogprobs(logprobs)

@@ -10,11 +10,13 @@ from prometheus_client.registry import Collector
 
 from baton import instants
 from router.gate import Gate
+from router.hand_off_metrics import HandOffMetrics
 from router.pools import Pools
 from router.request_life import RequestLife
 
 _TTFT_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _ITL_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2)
+_ERROR_BUCKETS = (-10, -3, -1, -0.3, -0.1, -0.03, -0.01, 0, 0.01, 0.03, 0.1, 0.3, 1, 3, 10)
 _E2E_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 
@@ -37,25 +39,17 @@ class Metrics:
         self._continuations = Counter(
             "baton_continuations", "Attempts after a worker was lost", registry=registry
         )
-        self._hand_offs = Counter(
-            "baton_hand_offs", "Prompts computed elsewhere", registry=registry
-        )
-        self._transfer_bytes = Counter(
-            "baton_transfer_bytes", "KV moved between workers", registry=registry
-        )
-        self._resent_blocks = Counter(
-            "baton_resent_blocks", "KV blocks that failed their checksum", registry=registry
-        )
-        self._exposed = _seconds(
-            "baton_transfer_exposed_seconds",
-            "From the end of a prefill to its last block verified",
-            _ITL_BUCKETS,
-            registry,
-        )
+        self._hand_offs = HandOffMetrics(registry)
         self._ttft = _seconds("baton_ttft_seconds", "Time to first token", _TTFT_BUCKETS, registry)
         self._itl = _seconds("baton_itl_seconds", "Mean inter-token latency of a request",
                              _ITL_BUCKETS, registry)  # fmt: skip
         self._e2e = _seconds("baton_e2e_seconds", "Received to finished", _E2E_BUCKETS, registry)
+        self._error = _seconds(
+            "baton_ttft_prediction_error_seconds",
+            "Predicted less actual time from routing to the first token",
+            _ERROR_BUCKETS,
+            registry,
+        )
         registry.register(_Gauges(gate, pools))
 
     def ended(self, life: RequestLife) -> None:
@@ -66,14 +60,13 @@ class Metrics:
         self._cached_tokens.inc(usage.num_cached_tokens)
         self._output_tokens.inc(usage.num_output_tokens)
         self._continuations.inc(max(0, life.num_attempts - 1))
-        if hand_off := life.hand_off:
-            self._hand_offs.inc()
-            self._transfer_bytes.inc(hand_off.transfer_bytes)
-            self._resent_blocks.inc(hand_off.num_resent_blocks)
-            self._exposed.observe(hand_off.transfer_exposed_s)
+        self._hand_offs.ended(life)
         if instants.FIRST_TOKEN not in at or instants.FINISHED not in at:
             return
         self._ttft.observe(max(0.0, at[instants.FIRST_TOKEN] - at[instants.RECEIVED]))
+        if life.choice is not None and life.num_attempts == 1 and instants.ROUTED in at:
+            actual_s = at[instants.FIRST_TOKEN] - at[instants.ROUTED]
+            self._error.observe(life.choice.way.ttft_s - actual_s)
         self._e2e.observe(at[instants.FINISHED] - at[instants.RECEIVED])
         num_gaps = usage.num_output_tokens // len(life.samples) - 1
         if num_gaps > 0:

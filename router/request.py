@@ -70,7 +70,8 @@ class GenerateInput:
     """One request. `output_token_ids` (a continuation): per sample, the tokens already produced.
 
     `request_id` and `model` may be empty: the router chooses. `timeout_s` is the time that was left
-    until the deadline when the request came in; None means no deadline.
+    until the deadline when the request came in; None means no deadline. `traceparent`: the W3C trace that
+    it belongs to.
     """
 
     prompt: Prompt
@@ -82,3 +83,4 @@ class GenerateInput:
     priority: int = 0
     detokenize: bool = True
     timeout_s: float | None = None
+    traceparent: str = ""

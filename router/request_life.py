@@ -7,7 +7,7 @@ far are forced on the next worker, and whoever it is goes on after them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from baton import convert, instants
 from baton.block_id import chain, salt
@@ -38,6 +38,7 @@ class RequestLife:
     hand_off: HandOffReport | None = None
     num_attempts: int = 0
     num_prefill_attempts: int = 0
+    lost_prefills: list[str] = field(default_factory=list)  # codes of the errors they ended with
     num_preemptions: int = 0
     num_cached_tokens: int = 0
     num_prompt_logprobs: int = 0  # sent to the client

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from baton.errors import BatonError
@@ -11,10 +11,10 @@ from router.request_life import RequestLife
 
 
 class RequestLog:
-    """`on_end` is told of every request once it has ended."""
+    """`watchers` are told of every request once it has ended."""
 
-    def __init__(self, num_kept: int, on_end: Callable[[RequestLife], None]) -> None:
-        self._on_end = on_end
+    def __init__(self, num_kept: int, watchers: Sequence[Callable[[RequestLife], None]]) -> None:
+        self._watchers = watchers
         self._running: dict[int, RequestLife] = {}
         self._ended: deque[RequestLife] = deque(maxlen=num_kept)
 
@@ -37,7 +37,8 @@ class RequestLog:
             life.state = state
             del self._running[id(life)]
             self._ended.append(life)
-            self._on_end(life)
+            for watcher in self._watchers:
+                watcher(life)
 
     def newest(self, limit: int) -> list[RequestLife]:
         """Those in flight, then those that ended; newest first."""

@@ -10,7 +10,7 @@ import grpc
 
 from baton import convert
 from baton.errors import InvalidArgument
-from baton.rpc.context import remaining_s
+from baton.rpc.context import remaining_s, traceparent
 from baton.state.base import ClusterState, Member
 from baton.v1 import (
     admin_pb2,
@@ -21,10 +21,11 @@ from baton.v1 import (
     worker_pb2_grpc,
 )
 from router.dispatch import Dispatcher
+from router.explain import explanation_to_proto
 from router.fleet import Fleet
 from router.gate import Gate
 from router.models import Models
-from router.request import Chat
+from router.request import Chat, GenerateInput
 from router.request_life import RequestLife
 from router.request_log import RequestLog
 from router.session import Counted, Session
@@ -44,7 +45,8 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
     async def Generate(
         self, request: inference_pb2.GenerateRequest, context: Context
     ) -> AsyncIterator[inference_pb2.GenerateResponse]:
-        asked = generate_input(request, remaining_s(context))
+        trace = traceparent(dict(context.invocation_metadata() or ()))
+        asked = generate_input(request, remaining_s(context), trace)
         async with aclosing(self._dispatcher.generate(asked)) as updates:
             async for update in updates:
                 yield response(update)
@@ -93,9 +95,17 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
 
 
 class AdminService(admin_pb2_grpc.AdminServicer):
-    def __init__(self, state: ClusterState, fleet: Fleet, gate: Gate, requests: RequestLog) -> None:
+    def __init__(
+        self,
+        state: ClusterState,
+        fleet: Fleet,
+        dispatcher: Dispatcher,
+        gate: Gate,
+        requests: RequestLog,
+    ) -> None:
         self._state = state
         self._fleet = fleet
+        self._dispatcher = dispatcher
         self._gate = gate
         self._requests = requests
 
@@ -133,6 +143,17 @@ class AdminService(admin_pb2_grpc.AdminServicer):
     ) -> admin_pb2.ListRequestsResponse:
         lives = self._requests.newest(request.limit or 100)
         return admin_pb2.ListRequestsResponse(requests=map(_request_status, lives))
+
+    async def ExplainRoute(
+        self, request: admin_pb2.ExplainRouteRequest, context: Context
+    ) -> admin_pb2.ExplainRouteResponse:
+        kind = request.WhichOneof("prompt")
+        if kind is None:
+            raise InvalidArgument("one of text or token_ids is needed", field="prompt")
+        asked = request.text if kind == "text" else tuple(request.token_ids.ids)
+        routed = GenerateInput(prompt=asked, model=request.model, tenant=request.tenant)
+        num_tokens, explanation = await self._dispatcher.explain(routed)
+        return explanation_to_proto(num_tokens, explanation)
 
 
 def _worker_status(member: Member, connected: bool) -> admin_pb2.WorkerStatus:

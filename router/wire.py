@@ -12,7 +12,7 @@ from router.request import Chat, GenerateInput, Message, Prompt, SamplingInput
 
 
 def generate_input(
-    request: inference_pb2.GenerateRequest, timeout_s: float | None
+    request: inference_pb2.GenerateRequest, timeout_s: float | None, traceparent: str = ""
 ) -> GenerateInput:
     return GenerateInput(
         prompt=prompt(request),
@@ -24,6 +24,7 @@ def generate_input(
         priority=request.priority,
         detokenize=not request.HasField("detokenize") or request.detokenize,
         timeout_s=timeout_s,
+        traceparent=traceparent,
     )
 
 

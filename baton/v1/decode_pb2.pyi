@@ -499,6 +499,7 @@ class HandOffReport(_message.Message):
     NUM_RESENT_BLOCKS_FIELD_NUMBER: _builtins.int
     NUM_LENT_TOKENS_FIELD_NUMBER: _builtins.int
     TRANSPORT_FIELD_NUMBER: _builtins.int
+    NUM_BLOCKS_FIELD_NUMBER: _builtins.int
     prefill_worker: _builtins.str
     transfer_bytes: _builtins.int
     transfer_s: _builtins.float
@@ -509,6 +510,8 @@ class HandOffReport(_message.Message):
     num_lent_tokens: _builtins.int
     """whose KV the prefill worker took from the decode worker"""
     transport: _builtins.str
+    num_blocks: _builtins.int
+    """that were moved"""
     def __init__(
         self,
         *,
@@ -520,10 +523,11 @@ class HandOffReport(_message.Message):
         num_resent_blocks: _builtins.int = ...,
         num_lent_tokens: _builtins.int = ...,
         transport: _builtins.str = ...,
+        num_blocks: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_lent_tokens", b"num_lent_tokens", "num_prefill_cached_tokens", b"num_prefill_cached_tokens", "num_resent_blocks", b"num_resent_blocks", "prefill_worker", b"prefill_worker", "transfer_bytes", b"transfer_bytes", "transfer_exposed_s", b"transfer_exposed_s", "transfer_s", b"transfer_s", "transport", b"transport"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_blocks", b"num_blocks", "num_lent_tokens", b"num_lent_tokens", "num_prefill_cached_tokens", b"num_prefill_cached_tokens", "num_resent_blocks", b"num_resent_blocks", "prefill_worker", b"prefill_worker", "transfer_bytes", b"transfer_bytes", "transfer_exposed_s", b"transfer_exposed_s", "transfer_s", b"transfer_s", "transport", b"transport"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -252,7 +252,9 @@ class LeaseGrant(_message.Message):
     """the report's worker_time_s, for the worker's view of the round trip"""
     @_builtins.property
     def routers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Where the worker is to register as well: the single processes behind the port that it called."""
+        """Where the worker is to register as well: the single processes behind the port that it called, as
+        host:port, or as :port on the same host.
+        """
 
     def __init__(
         self,

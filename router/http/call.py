@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from starlette.requests import Request
 
 from baton.errors import InvalidArgument
+from baton.rpc.context import traceparent
 from router.http.fields import Fields, as_string
 from router.request import GenerateInput, Prompt, SamplingInput
 
@@ -22,6 +23,7 @@ class Caller:
 
     request_id: str
     tenant: str
+    traceparent: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,7 @@ def read_caller(request: Request) -> Caller:
         raise InvalidArgument(
             f"must have at most {_MAX_TENANT_CHARS} characters", field="X-Baton-Tenant"
         )
-    return Caller(request_id, tenant)
+    return Caller(request_id, tenant, traceparent(request.headers))
 
 
 def read_call(
@@ -78,6 +80,7 @@ def read_call(
             model=model,
             tenant=caller.tenant,
             priority=priority,
+            traceparent=caller.traceparent,
         )
         for index, prompt in enumerate(prompts)
     )

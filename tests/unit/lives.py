@@ -1,0 +1,23 @@
+"""Requests at the router, without one."""
+
+from __future__ import annotations
+
+from baton.instants import RECEIVED
+from baton.types import Fingerprint, SamplingParams
+from router.models import ServedModel
+from router.request import GenerateInput
+from router.request_life import RequestLife
+from router.validation import ModelLimits
+
+FINGERPRINT = Fingerprint("model", 64, 1, "fp32", 12, 4, 64)
+
+
+def make_life(*, traceparent: str = "", num_prompt_tokens: int = 100) -> RequestLife:
+    """A request that has just been received, at 0.0 of its router's clock."""
+    limits = ModelLimits(max_model_len=4096, vocab_size=1000, has_text=False)
+    model = ServedModel("m", None, limits, FINGERPRINT)
+    prompt = tuple(range(num_prompt_tokens))
+    request = GenerateInput(prompt=prompt, traceparent=traceparent)
+    return RequestLife.begin(
+        "r-1", request, model, SamplingParams(max_tokens=8), prompt, {RECEIVED: 0.0}
+    )
