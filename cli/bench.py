@@ -16,6 +16,9 @@ _COMMANDS = {
     "interference": LazyCommand(
         "cli.bench_local:interference", "What arriving prompts do to streams that decode."
     ),
+    "router": LazyCommand(
+        "cli.bench_router:router", "What a router's decisions cost, and what it passes on."
+    ),
     "perplexity": LazyCommand(
         "cli.bench_perplexity:perplexity", "What the KV cache's dtype does to a model's perplexity."
     ),

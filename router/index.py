@@ -40,6 +40,9 @@ class Matches(Mapping[PoolId, int]):
         pool_of: Mapping[int, PoolId],
     ) -> None:
         self.groups = groups
+        self._holders = 0  # all pools in groups
+        for _, mask in groups:
+            self._holders |= mask
         self._bit_of = bit_of
         self._pool_of = pool_of
 
@@ -53,9 +56,10 @@ class Matches(Mapping[PoolId, int]):
     def get(self, pool: PoolId, default: Any = None) -> Any:
         """Asked for every pool that is judged, of which most hold nothing."""
         bit = self._bit_of.get(pool, 0)
-        for num_tokens, mask in self.groups:
-            if mask & bit:
-                return num_tokens
+        if bit & self._holders:
+            for num_tokens, mask in self.groups:
+                if mask & bit:
+                    return num_tokens
         return default
 
     @property
@@ -193,17 +197,17 @@ class BlockIndex:
 
     def match(self, block_ids: Iterable[BlockId], block_size: int = 1) -> Matches:
         """How much of a prompt each pool holds, or is about to, in tokens of `block_size` a block."""
-        young, expected = self._young, self._expected
+        young, old, expected = self._young, self._old, self._expected
         groups: list[tuple[int, int]] = []
         alive = self._live
         depth = 0
         for block_id in block_ids:
-            shard, key = block_id[0], block_id[1:]
-            held = young[shard].get(key)
-            if held is None:
-                held = self._rejuvenate(shard, key)
-            if expected:
-                held |= expected.get(block_id, 0)
+            shard = block_id[0]
+            held = young[shard].get(block_id[1:], 0)
+            if not held and old[shard]:
+                held = self._rejuvenate(shard, block_id[1:])
+            if block_id in expected:
+                held |= expected[block_id]
             holders = held & alive
             if holders != alive:
                 if depth:

@@ -146,6 +146,7 @@ def choose(
     usual = _usual_cost((*decode_pools, *prefill_pools))
     legs = [_leg(demand, pool, settings, usual, now_s) for pool in prefill_pools]
     legs.sort(key=lambda leg: (leg.cost_s, -leg.pool.num_unused_blocks))
+    borrowers = sorted(legs, key=lambda leg: leg.wait_s)[:_NUM_LENT]
     best: tuple[bool, float, int] | None = None
     choice: Choice | None = None
     for decode in decode_pools:
@@ -155,7 +156,7 @@ def choose(
         unused = -decode.num_unused_blocks
         own = _leg(demand, decode, settings, usual, now_s)
         local = _local(own, crowding_s, settings)
-        to_here = _with_lent(demand, decode, legs, settings, usual, now_s)
+        to_here = _with_lent(demand, decode, legs, borrowers, settings, usual, now_s)
         leg, remote = _best_remote(demand, decode, crowding_s, to_here, settings)
         stays = remote is None or (settings.local_prefill and local.cost_s < remote.cost_s)
         rank = (is_slow, local.cost_s if stays or remote is None else remote.cost_s, unused)
@@ -210,18 +211,19 @@ def _with_lent(
     demand: Demand,
     decode: Pool,
     legs: Sequence[_Leg],
+    borrowers: Sequence[_Leg],
     settings: PolicySettings,
     usual: PrefillCost,
     now_s: float,
 ) -> Sequence[_Leg]:
-    """`legs`, and beside them those of the prefill pools with least to do, were they given what `decode`
-    has; in the order of their cost."""
+    """`legs`, and beside them the `borrowers`, those with least to do, were they given what `decode` has;
+    in the order of their cost."""
     num_hits = demand.hits.get(decode.id, 0)
     if not settings.lend or not num_hits:
         return legs
     num_missing = _num_missing(demand, decode)
     lent = []
-    for leg in sorted(legs, key=lambda leg: leg.wait_s)[:_NUM_LENT]:
+    for leg in borrowers:
         num_bytes = (leg.num_missing - num_missing) * demand.kv_bytes_per_token
         if num_bytes <= 0:
             continue
@@ -258,8 +260,11 @@ def _num_missing(demand: Demand, pool: Pool) -> int:
 def _usual_cost(pools: Iterable[Pool]) -> PrefillCost:
     """Of a pool that has not measured its own: that of the middle one of its peers, so that a worker is
     not passed over for ever because nobody has tried it."""
-    costs = [cost for pool in pools if (cost := pool.cost)]
-    return sorted(costs, key=_thousand_s)[len(costs) // 2] if costs else _DEFAULT_COST
+    costs = [pool.cost for pool in pools]
+    if None not in costs:
+        return _DEFAULT_COST  # nobody needs one
+    known = sorted((cost for cost in costs if cost), key=_thousand_s)
+    return known[len(known) // 2] if known else _DEFAULT_COST
 
 
 def _thousand_s(cost: PrefillCost) -> float:

@@ -14,19 +14,20 @@ from baton.types import Role
 from router.index import Matches
 from router.pools import Pool, Pools
 
-_NUM_LEAST_LOADED = 6
-_NUM_GROUPS = 5
+_FEW = 12  # pools are all judged
+_NUM_LEAST_LOADED = 4
+_NUM_GROUPS = 4
 _NUM_OF_A_GROUP = 3
-_SMALL_GROUP = 8  # is judged whole
-_FAR = 64  # places in the order of load to look for members of a larger one
+_SMALL_GROUP = 6  # is judged whole
+_FAR = 32  # places in the order of load to look for members of a larger one
 
 Takes = Callable[[Pool], bool]
 
 
 def shortlist(pools: Pools, role: Role, model: str, hits: Matches, takes: Takes) -> list[Pool]:
-    """Of those that `takes` allows, all where there are few, else some 25 at most."""
+    """Of those that `takes` allows, all where there are few, else some 15 at most."""
     by_load = pools.by_load(role, model)
-    if len(by_load) <= _NUM_LEAST_LOADED + _SMALL_GROUP:
+    if len(by_load) <= _FEW:
         return [pool for pool in by_load if takes(pool)]
     chosen = dict.fromkeys(_first(by_load, _NUM_LEAST_LOADED, takes))
     for _, mask in hits.groups[:_NUM_GROUPS]:

@@ -88,7 +88,7 @@ class Cluster:
             for role in (Role.DECODE, Role.PREFILL)
         ]
         everybody = [self.pools.serving(role, "m") for role in (Role.DECODE, Role.PREFILL)]
-        assert max(map(len, few)) <= 30
+        assert max(map(len, few)) <= 20
         short, best = choose(demand, *few, SETTINGS), choose(demand, *everybody, SETTINGS)
         assert short is not None
         assert best is not None
