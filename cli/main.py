@@ -40,6 +40,7 @@ _COMMANDS = {
 
 # gRPC tells of every peer that goes away, on a terminal that is the user's. Read when it is imported.
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")  # nothing here forks and goes on
 
 
 class Baton(LazyGroup):

@@ -1,6 +1,11 @@
 """What every test shares: tests marked `gpu` are skipped where torch sees no CUDA device."""
 
+import os
+
 import pytest
+
+# Ray's processes are forked from one that has gRPC's threads: its handlers would wait for them.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
