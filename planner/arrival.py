@@ -23,7 +23,7 @@ def block_ids(
     hashes: Sequence[int], hashed_size: int, num_tokens: int, block_size: int, unique: int
 ) -> tuple[BlockId, ...]:
     """Ids of the full blocks of `block_size` in a prompt of `num_tokens`, of which the trace tells the
-    hashes of blocks of `hashed_size`. Without hashes the prompt shares nothing; `unique` names it.
+    hashes of blocks of `hashed_size`. What has no hash is shared with nobody; `unique` names the prompt.
     Raises ConfigError unless one size divides the other."""
     num_blocks = num_tokens // block_size
     if not hashes:
@@ -33,7 +33,9 @@ def block_ids(
             f"must divide the trace's {hashed_size} tokens, or be a multiple of it, is {block_size}",
             field="block_size",
         )
-    return tuple(_resized(hashes, hashed_size, num_blocks, block_size))
+    shared = tuple(_resized(hashes, hashed_size, num_blocks, block_size))
+    rest = (_id(index, unique, shared=False) for index in range(len(shared), num_blocks))
+    return (*shared, *rest)
 
 
 def _resized(

@@ -33,6 +33,8 @@ class Exchange:
         own = RouterReport(self._router_id, self._pools.in_flight(), self._quotas.spent)
         others = await self._state.exchange(own)
         self._pools.note_elsewhere(other.in_flight for other in others)
+        replicas = sorted((self._router_id, *(other.router_id for other in others)))
+        self._pools.note_replicas(replicas.index(self._router_id), len(replicas))
         now_s = time.monotonic()
         for other in others:
             self._quotas.note_spent(other.router_id, other.spent_tokens, now_s)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 import random
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from baton.types import BlockId, Fingerprint, PoolId, PoolLoad, Role, WorkerInfo
 from bench.traces import read_trace
 from planner.redecide import redecide
 from router.chooser import Chooser, PromptBlocks
+from router.commitment import Commitment
 from router.policy import PolicySettings
 from router.pools import Pool
 from router.record import RecordedChooser, Recorder
@@ -45,7 +48,9 @@ def live(chooser: Chooser, seed: int) -> list[int]:
         chooser.pools.put(worker(f"d{number}", Role.DECODE))
     pools = list(chooser.pools)
     stems = [[BlockId(rng.randbytes(16)) for _ in range(20)] for _ in range(6)]
-    running, outputs, now_s = [], [], 100.0
+    running: list[Commitment] = []
+    outputs: list[int] = []
+    now_s = 100.0
     for _ in range(400):
         now_s += rng.expovariate(20)
         pool, stem = rng.choice(pools), rng.choice(stems)
@@ -72,7 +77,7 @@ def live(chooser: Chooser, seed: int) -> list[int]:
                 prompt = PromptBlocks(
                     "m", num_tokens, stem[: num_tokens // BLOCK_SIZE], BLOCK_SIZE, 1e4
                 )
-                choice = chooser.choose(prompt, lambda each, no=pool: each is not no, now_s)
+                choice = chooser.choose(prompt, partial(operator.is_not, pool), now_s)
                 assert choice is not None
                 running.append(chooser.commit(choice, prompt, now_s))
     for commitment in running:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 
 from baton.types import BlockId, PoolId
-from router.index import BlockIndex
+from router.index import BYTES_PER_ENTRY, BlockIndex
 
 
 def block(number: int) -> BlockId:
@@ -54,3 +55,65 @@ def test_random_events_match_a_plain_model() -> None:
         index.drop(each)
         assert index.blocks_of(each) == set()
     assert index.match(map(block, range(40))) == {}
+
+
+def test_blocks_on_their_way_are_hits_until_they_have_come() -> None:
+    index, a = BlockIndex(), PoolId("a")
+    prompt = list(map(block, range(1, 6)))
+    index.store(a, prompt[:2])
+    index.expect(a, prompt[2:4])
+    index.expect(a, prompt[2:5])
+    assert index.match(prompt) == {a: 5}
+    index.settle(a, prompt[2:5])
+    assert index.match(prompt) == {a: 4}
+    index.store(a, prompt[2:4])
+    index.settle(a, prompt[2:4])
+    assert index.match(prompt) == {a: 4}
+
+
+def test_a_pool_that_is_dropped_is_expected_to_have_nothing() -> None:
+    index, a, b = BlockIndex(), PoolId("a"), PoolId("b")
+    prompt = list(map(block, range(1, 6)))
+    index.expect(a, prompt)
+    index.drop(a)
+    index.store(b, prompt[:1])  # takes the place that `a` had
+    assert index.match(prompt) == {b: 1}
+    index.settle(a, prompt)
+    assert index.match(prompt) == {b: 1}
+
+
+def test_a_dropped_pool_is_swept_out_and_its_bit_given_to_others() -> None:
+    index = BlockIndex()
+    for generation in range(20):
+        pool = PoolId(f"w{generation}")
+        index.store(pool, map(block, range(1000)))
+        assert index.match(map(block, range(1000))) == {pool: 1000}
+        index.drop(pool)
+        for number in range(600):  # other pools' events drive the sweep
+            index.store(PoolId("other"), [block(10_000 + number)])
+    assert len(index) <= 600 + 2 * 1000
+    assert index.blocks_of(PoolId("other")) == set(map(block, range(10_000, 10_600)))
+
+
+def test_memory_is_bounded_and_what_is_asked_for_stays() -> None:
+    max_entries = 256 * 40
+    index, pool = BlockIndex(max_entries * BYTES_PER_ENTRY), PoolId("a")
+    rng = random.Random(3)
+    hot = [BlockId(rng.randbytes(16)) for _ in range(200)]
+    index.store(pool, hot)
+    for _ in range(400):
+        index.store(pool, [BlockId(rng.randbytes(16)) for _ in range(100)])
+        assert index.match(hot) == {pool: 200}
+    assert 0.8 * max_entries < len(index) <= max_entries
+
+
+def test_a_block_and_pool_take_at_most_a_hundred_bytes() -> None:
+    num_blocks = 156_000  # tables as full as those of ten million blocks
+    index, rng = BlockIndex(), random.Random(4)
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    for number in range(num_blocks // 1000):
+        index.store(PoolId(f"w{number % 50}"), [BlockId(rng.randbytes(16)) for _ in range(1000)])
+    taken = tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+    assert taken / num_blocks <= 100

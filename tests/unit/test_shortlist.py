@@ -83,13 +83,14 @@ class Cluster:
         prompt = self.rng.choice(self.prompts)[: self.rng.randrange(2, 256)]
         hits = self.index.match(prompt, BLOCK_SIZE)
         demand = Demand(len(prompt) * BLOCK_SIZE + 1, hits, KV_BYTES)
-        few = [
+        decode, prefill = (
             shortlist(self.pools, role, "m", hits, lambda pool: True)
             for role in (Role.DECODE, Role.PREFILL)
-        ]
-        everybody = [self.pools.serving(role, "m") for role in (Role.DECODE, Role.PREFILL)]
-        assert max(map(len, few)) <= 20
-        short, best = choose(demand, *few, SETTINGS), choose(demand, *everybody, SETTINGS)
+        )
+        assert max(len(decode), len(prefill)) <= 20
+        short = choose(demand, decode, prefill, SETTINGS)
+        decode, prefill = (self.pools.serving(role, "m") for role in (Role.DECODE, Role.PREFILL))
+        best = choose(demand, decode, prefill, SETTINGS)
         assert short is not None
         assert best is not None
         return short, best
