@@ -19,11 +19,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from baton.prefill_cost import PrefillCost
 from baton.types import PoolId, PrefillChoice
 from router.pools import Pool
 
+_NEARLY = 1.2  # the factor within which costs are not told apart
 _NUM_LENT = 3  # prefill pools that are judged as borrowers of a decode pool
 _DEFAULT_COST = PrefillCost.at_rate(1000.0)  # until any worker has measured its own
 
@@ -31,7 +33,8 @@ _DEFAULT_COST = PrefillCost.at_rate(1000.0)  # until any worker has measured its
 @dataclass(frozen=True, slots=True)
 class PolicySettings:
     """`hand_off_s`: what a hand-off costs beside moving bytes. `transfer_bytes_per_s`: until hand-offs
-    were measured. `interference`: cost of a second of local prefill, and of that per running stream.
+    were measured. `interference`: cost of a second of a long local prefill (half of it for one of
+    `interference_ramp_s`), and of that per running stream.
     `delay_weight`: cost of a second for which a passed prompt waits longer; twice as much where that one
     takes `ttft_target_s` itself, growing with the square: it is the longest waits that people notice.
     `detour`: what a second of prefill costs more on a pool to which another router turns first.
@@ -43,6 +46,7 @@ class PolicySettings:
     transfer_bytes_per_s: float = 1e9
     interference: float = 0.25
     interference_per_stream: float = 0.1
+    interference_ramp_s: float = 0.5
     delay_weight: float = 0.7
     ttft_target_s: float = 0.7
     detour: float = 0.15
@@ -60,8 +64,7 @@ class Demand:
     kv_bytes_per_token: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Way:
+class Way(NamedTuple):
     """What one way to compute a prompt and get it to its decode pool is predicted to take, in seconds:
     the parts of its time to first token, and what it costs others."""
 
@@ -177,7 +180,10 @@ def choose(
 
 
 def _local(own: _Leg, crowding_s: float, settings: PolicySettings) -> Way:
-    share = settings.interference + settings.interference_per_stream * own.pool.num_streams
+    # Streams that run are disturbed from the start; who else, comes while it lasts.
+    coming = own.compute_s / (own.compute_s + settings.interference_ramp_s)
+    share = settings.interference * coming
+    share += settings.interference_per_stream * own.pool.num_streams
     return Way(own.wait_s, own.compute_s, 0.0, own.harm_s + share * own.compute_s + crowding_s)
 
 
@@ -229,7 +235,7 @@ def _with_lent(
             continue
         rate = leg.pool.transfer_bytes_per_s or settings.transfer_bytes_per_s
         lend_s = num_bytes / rate + settings.hand_off_s
-        compute_s = (leg.pool.cost or usual).prompt_s(num_missing)
+        compute_s = _cost(leg.pool, usual).prompt_s(num_missing)
         quote = leg.pool.queue.quote(compute_s, now_s, settings.ttft_target_s)
         wait_s = max(quote.wait_s + leg.pool.elsewhere_s, lend_s)
         harm_s = settings.delay_weight * quote.harm_s
@@ -243,7 +249,7 @@ def _leg(
     demand: Demand, pool: Pool, settings: PolicySettings, usual: PrefillCost, now_s: float
 ) -> _Leg:
     num_missing = _num_missing(demand, pool)
-    compute_s = (pool.cost or usual).prompt_s(num_missing)
+    compute_s = _cost(pool, usual).prompt_s(num_missing)
     quote = pool.queue.quote(compute_s, now_s, settings.ttft_target_s)
     wait_s = quote.wait_s + pool.elsewhere_s
     harm_s = settings.delay_weight * quote.harm_s
@@ -255,6 +261,16 @@ def _leg(
 def _num_missing(demand: Demand, pool: Pool) -> int:
     """At least the last token is always computed: its logits are needed."""
     return max(1, demand.num_tokens - demand.hits.get(pool.id, 0))
+
+
+def _cost(pool: Pool, usual: PrefillCost) -> PrefillCost:
+    """As the pool has measured it. Equal workers measure unequal costs, each in its own noise: what is
+    nearly usual is taken for usual, or whoever looks a little faster would get all prompts."""
+    own = pool.cost
+    if own is None:
+        return usual
+    ratio = _thousand_s(own) / _thousand_s(usual)
+    return usual if 1 / _NEARLY < ratio < _NEARLY else own
 
 
 def _usual_cost(pools: Iterable[Pool]) -> PrefillCost:

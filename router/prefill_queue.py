@@ -10,6 +10,7 @@ What the other routers have here is known as an amount only: it is ahead of ever
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 _LEAST_LEFT = 0.05  # of a prompt's work: what is not heard of as computed is not computed
 
@@ -23,8 +24,7 @@ class Queued:
     left_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class Quote:
+class Quote(NamedTuple):
     """What a prompt would meet: `wait_s` until its own work begins or is gone on with, and `harm_s`, the
     delay of those it passes, each weighed by how long it has to wait anyway."""
 

@@ -16,6 +16,7 @@ from router.pools import Pool, Pools
 
 _FEW = 12  # pools are all judged
 _NUM_LEAST_LOADED = 4
+_NUM_IDLE = 2
 _NUM_GROUPS = 4
 _NUM_OF_A_GROUP = 3
 _SMALL_GROUP = 6  # is judged whole
@@ -30,6 +31,9 @@ def shortlist(pools: Pools, role: Role, model: str, hits: Matches, takes: Takes)
     if len(by_load) <= _FEW:
         return [pool for pool in by_load if takes(pool)]
     chosen = dict.fromkeys(_first(by_load, _NUM_LEAST_LOADED, takes))
+    if role is Role.DECODE:  # whose load is that of decoding, but which may compute prompts, too
+        idle = (pool for pool in islice(by_load, _FAR) if not len(pool.queue))
+        chosen.update(dict.fromkeys(_first(idle, _NUM_IDLE, takes)))
     for _, mask in hits.groups[:_NUM_GROUPS]:
         if mask.bit_count() <= _SMALL_GROUP:
             known = (pools.get(pool_id) for pool_id in hits.pools_in(mask))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+import pytest
+
 from baton.types import Fingerprint, PoolId, PoolLoad, Role, WorkerInfo
 from router.policy import Choice, Demand, PolicySettings, choose
 from router.pools import Pool
@@ -57,6 +59,16 @@ def test_a_short_prompt_stays_and_a_long_one_goes() -> None:
     assert long.num_missing == 2048
     assert long.remote_ttft_s is not None
     assert 2.0 < long.local_ttft_s < long.remote_ttft_s < 2.2
+
+
+@pytest.mark.parametrize("noise", [0.85, 1.0, 1.15])
+def test_a_pair_of_slow_workers_computes_short_prompts_where_they_are_decoded(noise: float) -> None:
+    """At 400 tokens/s a hand-off is cheap beside 512 tokens and dear beside 32, whoever of two equal
+    workers has measured himself a little faster."""
+    decode, prefill = [pool("d", rate=400.0)], [pool("p", Role.PREFILL, rate=400.0 * noise)]
+    assert chosen(32, decode, prefill).prefill is None
+    assert chosen(512, decode, prefill).prefill is prefill[0]
+    assert chosen(2048, decode, prefill).prefill is prefill[0]
 
 
 def test_a_short_suffix_of_a_long_conversation_is_never_shipped() -> None:
