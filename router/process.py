@@ -9,6 +9,7 @@ import socket
 import uuid
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 from baton.rpc.server import Server, ServerOptions
@@ -31,15 +32,26 @@ from router.pools import Pools
 from router.record import RecordedChooser, Recorder
 from router.request_log import RequestLog
 from router.service import AdminService, InferenceService
+from router.traces import Traces
 
 log = logging.getLogger(__name__)
 
 
-class Router:
-    """Made on the event loop it runs on."""
+@dataclass(frozen=True, slots=True)
+class OwnPorts:
+    """Of one of several processes on the configured ports. `all_grpc`: everyone's, also this one's."""
 
-    def __init__(self, config: RouterConfig) -> None:
+    grpc: int
+    http: int
+    all_grpc: tuple[int, ...]
+
+
+class Router:
+    """Made on the event loop it runs on. `own`: where it shares the configured ports."""
+
+    def __init__(self, config: RouterConfig, own: OwnPorts | None = None) -> None:
         self.config = config
+        self._own = own
         self.router_id = config.router_id or f"router-{socket.gethostname()}-{uuid.uuid4().hex[:6]}"
         self._recorder: Recorder | None = None
         self._chooser = self._make_chooser()
@@ -51,13 +63,24 @@ class Router:
         self._fleet = Fleet(self._state, pools, index, self.router_id, self._gate.resize)
         self._exchange = Exchange(self._state, self.router_id, pools, self._gate.quotas)
         self._metrics = Metrics(self._gate, pools)
-        self._requests = RequestLog(config.num_logged_requests, self._metrics.ended)
+        watchers = [self._metrics.ended]
+        self._traces: Traces | None = None
+        if config.otlp_endpoint:
+            self._traces = Traces.over_otlp(config.otlp_endpoint, self.router_id)
+            watchers.append(self._traces.ended)
+        self._requests = RequestLog(config.num_logged_requests, watchers)
         self._dispatcher = Dispatcher(
             config, self._models, self._fleet, self._chooser, self._gate, self._requests
         )
         slow_client_s = config.times.slow_client_s
         self.server = Server(
-            ServerOptions(config.host, config.grpc_port, slow_client_s=slow_client_s)
+            ServerOptions(
+                config.host,
+                config.grpc_port,
+                slow_client_s=slow_client_s,
+                reuse_port=own is not None,
+                own_port=None if own is None else own.grpc,
+            )
         )
         self._stop = asyncio.Event()
 
@@ -76,6 +99,8 @@ class Router:
         async with AsyncExitStack() as stack:
             if self._recorder is not None:
                 stack.enter_context(self._recorder)
+            if self._traces is not None:
+                stack.push_async_callback(asyncio.to_thread, self._traces.close)
             stack.push_async_callback(self.server.stop)
             background = [self._state.run(), self._fleet.run()]
             if self.config.state != EMBEDDED:
@@ -86,6 +111,7 @@ class Router:
                 create_app(self._dispatcher, self._metrics.registry, slow_client_s),
                 self.config.host,
                 self.config.http_port,
+                own_port=None if self._own is None else self._own.http,
                 slow_client_s=slow_client_s,
             )
             stack.push_async_callback(http.stop)
@@ -94,6 +120,17 @@ class Router:
             await self.server.set_serving(True)
             log.info("gRPC on %s, HTTP on port %d", self.server.address, http.port)
             await self._until_signalled(tasks)
+
+    def stop(self) -> None:
+        """As a signal does."""
+        self._stop.set()
+
+    def _registries(self) -> list[str]:
+        """Where a worker that calls the shared port is to register as well; the host is the one it
+        called."""
+        if self._own is None or self.config.state != EMBEDDED:
+            return []
+        return [f":{port}" for port in self._own.all_grpc]
 
     async def _until_signalled(self, tasks: Sequence[asyncio.Task[None]]) -> None:
         """Returns when it is time to leave; raises what broke one of the tasks."""
@@ -116,11 +153,11 @@ class Router:
         )
         server.add_background(
             admin_pb2_grpc.add_AdminServicer_to_server,
-            AdminService(self._state, self._fleet, self._gate, self._requests),
+            AdminService(self._state, self._fleet, self._dispatcher, self._gate, self._requests),
         )
         server.add_background(
             worker_pb2_grpc.add_RegistryServicer_to_server,
-            RegistryServicer(self._state, self.router_id),
+            RegistryServicer(self._state, self.router_id, self._registries()),
         )
 
 

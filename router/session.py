@@ -17,6 +17,7 @@ from contextlib import AbstractContextManager, aclosing
 
 from baton import convert
 from baton.errors import BatonError, Cancelled, Internal, InvalidArgument
+from baton.rpc.context import TRACEPARENT, traceparent
 from baton.v1 import inference_pb2
 from router.frontend import Frontend
 from router.wire import generate_input, response
@@ -105,7 +106,8 @@ class Session:
         key = start.key
         try:
             with self._counted():
-                asked = generate_input(start.request, start.timeout_s or None)
+                trace = traceparent({TRACEPARENT: start.traceparent})
+                asked = generate_input(start.request, start.timeout_s or None, trace)
                 async with aclosing(self._frontend.generate(asked)) as updates:
                     async for update in updates:
                         self._put(key, response(update))

@@ -38,7 +38,7 @@ class ServerOptions:
     """`port` 0: any free one. `max_message_bytes`: a longer request is refused by gRPC itself with
     RESOURCE_EXHAUSTED and both sizes in the message. `slow_client_s`: a call whose client reads
     nothing for this long is cancelled, unless it is a background one; None for no limit.
-    `reuse_port`: several processes on one port."""
+    `reuse_port`: several processes on one port; `own_port`: of this process alone, beside it."""
 
     host: str = "127.0.0.1"
     port: int = 0
@@ -46,6 +46,7 @@ class ServerOptions:
     max_open_streams: int = 4096
     slow_client_s: float | None = None
     reuse_port: bool = False
+    own_port: int | None = None
 
 
 class Server:
@@ -121,13 +122,18 @@ class Server:
         names = (*self._services, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
         await self.set_serving(False)
-        wanted = f"{_bracketed(self.options.host)}:{self.options.port}"
-        try:
-            self.port = self._server.add_insecure_port(wanted)
-        except RuntimeError as error:
-            raise ConfigError(f"cannot listen on {wanted}: {error}", field="port") from error
+        self.port = self._listen(self.options.port)
+        if self.options.own_port is not None:
+            self._listen(self.options.own_port)
         await self._server.start()
         return self.port
+
+    def _listen(self, port: int) -> int:
+        wanted = f"{_bracketed(self.options.host)}:{port}"
+        try:
+            return self._server.add_insecure_port(wanted)
+        except RuntimeError as error:
+            raise ConfigError(f"cannot listen on {wanted}: {error}", field="port") from error
 
     async def set_serving(self, serving: bool) -> None:
         """What health says, overall and of every service. Has no effect once the server leaves."""

@@ -6,15 +6,16 @@ A reader passes over fields that it does not know, so that replicas of two versi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, fields
-from typing import Any, TypeVar
+from dataclasses import asdict, is_dataclass
+from enum import Enum
+from functools import cache
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import msgpack
 
 from baton.state.base import InFlight, Report, RouterReport
-from baton.types import Fingerprint, PoolId, PoolLoad, Role, WorkerInfo
-
-Value = TypeVar("Value")
+from baton.types import PoolId, PoolLoad, WorkerInfo
 
 
 def pack_worker(report: Report, beat: int) -> bytes:
@@ -36,8 +37,8 @@ def unpack_worker(data: bytes) -> tuple[Report, int]:
     record = _unpacked(data)
     try:
         report = Report(
-            _info(record["info"]),
-            tuple(map(_load, record["loads"])),
+            _made(WorkerInfo, record["info"]),
+            tuple(_made(PoolLoad, load) for load in record["loads"]),
             bool(record["draining"]),
         )
         return report, int(record["beat"])
@@ -73,22 +74,26 @@ def unpack_router(data: bytes) -> RouterReport:
         raise ValueError(f"no router's record: {error}") from error
 
 
-def _info(record: Mapping[str, Any]) -> WorkerInfo:
-    known = _known(WorkerInfo, record)
-    known["role"] = Role(known["role"])
-    known["fingerprint"] = Fingerprint(**_known(Fingerprint, known["fingerprint"]))
-    known["transports"] = tuple(known["transports"])
-    return WorkerInfo(**known)
+def _made(kind: Any, value: Any) -> Any:
+    """A value of a field's type from what `asdict` and msgpack made of it."""
+    if value is None:
+        return None
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):  # with None, which has been dealt with
+        return _made(next(each for each in arguments if each is not NoneType), value)
+    if origin is tuple:
+        return tuple(_made(arguments[0], each) for each in value)
+    if fields := _fields(kind):
+        return kind(**{
+            name: _made(hint, value[name]) for name, hint in fields.items() if name in value
+        })  # fmt: skip
+    return kind(value) if issubclass(kind, Enum) else value
 
 
-def _load(record: Mapping[str, Any]) -> PoolLoad:
-    known = _known(PoolLoad, record)
-    known["pool"] = PoolId(**_known(PoolId, known["pool"]))
-    return PoolLoad(**known)
-
-
-def _known(cls: Any, record: Mapping[str, Any]) -> dict[str, Any]:
-    return {each.name: record[each.name] for each in fields(cls) if each.name in record}
+@cache
+def _fields(kind: Any) -> dict[str, Any]:
+    """Of a dataclass, its fields' types by name."""
+    return get_type_hints(kind) if is_dataclass(kind) else {}
 
 
 def _packed(record: Mapping[str, Any]) -> bytes:

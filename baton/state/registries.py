@@ -37,10 +37,14 @@ class RouterRegistry:
         try:
             async with channel(self.name) as link:
                 async for grant in worker_pb2_grpc.RegistryStub(link).Register(_messages(reports)):
-                    others = [RouterRegistry(address) for address in grant.routers]
+                    others = [RouterRegistry(self._resolved(each)) for each in grant.routers]
                     yield Grant(grant.lease_s, others)
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from error
+
+    def _resolved(self, address: str) -> str:
+        """ ":port" is one of the same host."""
+        return f"{self.name.rpartition(':')[0]}{address}" if address.startswith(":") else address
 
 
 async def _messages(reports: AsyncIterator[Report]) -> AsyncIterator[worker_pb2.WorkerReport]:

@@ -24,11 +24,11 @@ class _Server(uvicorn.Server):
 class HttpServer:
     """Started by `start`; serves until `stop`."""
 
-    def __init__(self, server: uvicorn.Server, listener: socket.socket) -> None:
+    def __init__(self, server: uvicorn.Server, listeners: list[socket.socket]) -> None:
         self._server = server
-        self._listener = listener
-        self._serving = asyncio.create_task(server.serve(sockets=[listener]), name="http")
-        self.port: int = listener.getsockname()[1]
+        self._listeners = listeners
+        self._serving = asyncio.create_task(server.serve(sockets=listeners), name="http")
+        self.port: int = listeners[0].getsockname()[1]
 
     @classmethod
     async def start(
@@ -37,18 +37,17 @@ class HttpServer:
         host: str,
         port: int,
         *,
+        own_port: int | None = None,
         slow_client_s: float | None = None,
         grace_s: int = 5,
     ) -> HttpServer:
-        """Port 0 takes a free one. `slow_client_s`: how long a client may take for the head of a
-        request. `grace_s`: how long `stop` lets requests end by themselves."""
-        try:
-            family = socket.AF_INET6 if ":" in host else socket.AF_INET
-            listener = socket.create_server((host, port), family=family, backlog=2048)
-        except OSError as error:
-            raise ConfigError(
-                f"cannot listen on {host}:{port}: {error.strerror}", field="http_port"
-            ) from error
+        """Port 0 takes a free one. `own_port`: of this process alone; `port` is then shared with others.
+        `slow_client_s`: how long a client may take for the head of a request. `grace_s`: how long `stop`
+        lets requests end by themselves."""
+        shares = own_port is not None
+        listeners = [_listen(host, port, shares)]
+        if own_port is not None:
+            listeners.append(_listen(host, own_port, shares))
         config = uvicorn.Config(
             app,
             http=Connection.limited(slow_client_s),
@@ -58,7 +57,7 @@ class HttpServer:
             ws="none",
             timeout_graceful_shutdown=grace_s,
         )
-        started = cls(_Server(config), listener)
+        started = cls(_Server(config), listeners)
         while not started._server.started:
             if started._serving.done():
                 await started._serving  # raises what kept it from starting
@@ -69,4 +68,17 @@ class HttpServer:
     async def stop(self) -> None:
         self._server.should_exit = True
         await self._serving
-        self._listener.close()
+        for listener in self._listeners:
+            listener.close()
+
+
+def _listen(host: str, port: int, reuse_port: bool) -> socket.socket:
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server(
+            (host, port), family=family, backlog=2048, reuse_port=reuse_port
+        )
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen on {host}:{port}: {error.strerror}", field="http_port"
+        ) from error
