@@ -17,7 +17,7 @@ that many ask for is computed again elsewhere as soon as waiting for its holder 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -25,6 +25,7 @@ from baton.prefill_cost import PrefillCost
 from baton.types import PoolId, PrefillChoice
 from router.pools import Pool
 
+_NUM_USUAL = 8  # pools that tell what is usual
 _NEARLY = 1.2  # the factor within which costs are not told apart
 _NUM_LENT = 3  # prefill pools that are judged as borrowers of a decode pool
 _DEFAULT_COST = PrefillCost.at_rate(1000.0)  # until any worker has measured its own
@@ -46,7 +47,7 @@ class PolicySettings:
     transfer_bytes_per_s: float = 1e9
     interference: float = 0.25
     interference_per_stream: float = 0.1
-    interference_ramp_s: float = 0.5
+    interference_ramp_s: float = 0.2
     delay_weight: float = 0.7
     ttft_target_s: float = 0.7
     detour: float = 0.15
@@ -273,13 +274,11 @@ def _cost(pool: Pool, usual: PrefillCost) -> PrefillCost:
     return usual if 1 / _NEARLY < ratio < _NEARLY else own
 
 
-def _usual_cost(pools: Iterable[Pool]) -> PrefillCost:
-    """Of a pool that has not measured its own: that of the middle one of its peers, so that a worker is
+def _usual_cost(pools: Sequence[Pool]) -> PrefillCost:
+    """Of a pool that has not measured its own: that of the middle one of some peers, so that a worker is
     not passed over for ever because nobody has tried it."""
-    costs = [pool.cost for pool in pools]
-    if None not in costs:
-        return _DEFAULT_COST  # nobody needs one
-    known = sorted((cost for cost in costs if cost), key=_thousand_s)
+    some = pools[:: max(1, len(pools) // _NUM_USUAL)]
+    known = sorted((cost for pool in some if (cost := pool.cost)), key=_thousand_s)
     return known[len(known) // 2] if known else _DEFAULT_COST
 
 
