@@ -33,6 +33,7 @@ _COMMANDS = {
     "drain": LazyCommand("cli.drain:drain", "Tell a worker to finish what runs, and leave."),
     "route": LazyCommand("cli.route:route", "Ask which workers a prompt would get, and why."),
     "replay": LazyCommand("cli.replay:replay", "Run a trace through a simulated cluster."),
+    "profile": LazyCommand("cli.profile:profile", "Measure this machine's engine for replays."),
     "bench": LazyCommand("cli.bench:bench", "Measure."),
     "router": LazyCommand("cli.router:router", "Run a router: gRPC and OpenAI HTTP."),
     "worker": LazyCommand("cli.worker:worker", "Run a worker and register it with its routers."),
