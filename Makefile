@@ -102,6 +102,13 @@ unit: $(STAMP)
 test: $(STAMP) ## all tests (those that need a GPU are skipped without one)
 	@$(BIN)/python -m pytest -q
 
+# Ends with one line of JSON; fails where a request hangs, a block leaks or a wrong byte is decoded.
+.PHONY: faults
+faults: N = 10000
+faults: SEED = 1
+faults: $(STAMP) ## N transfers (10000) with random faults of every kind, dealt by SEED (1)
+	@$(BIN)/python -m tests.faults $(N) $(SEED)
+
 # Runs on a GPU machine as it is: no .venv, no network, no plugins of pytest.
 .PHONY: gpu
 gpu: GPU_PYTHON = $(or $(PYTHON),python3)

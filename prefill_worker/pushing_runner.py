@@ -3,14 +3,22 @@ layer is computed."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Protocol
+
 from engine.batch import StepOutput, StepPlan
-from engine.model_runner import ModelRunner
 from prefill_worker.push import Pusher
 from prefill_worker.state_machine import PrefillRequests
 
 
+class LayeredRunner(Protocol):
+    """`on_layer` is called when all KV of a layer is in its blocks."""
+
+    def run(self, plan: StepPlan, on_layer: Callable[[int], None] | None = None) -> StepOutput: ...
+
+
 class PushingRunner:
-    def __init__(self, runner: ModelRunner, role: PrefillRequests, pusher: Pusher) -> None:
+    def __init__(self, runner: LayeredRunner, role: PrefillRequests, pusher: Pusher) -> None:
         self._runner = runner
         self._role = role
         self._pusher = pusher
