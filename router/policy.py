@@ -122,6 +122,13 @@ class Choice:
         return PrefillChoice(self.prefill.id, worker.incarnation, worker.address, self.lends)
 
 
+class _Usual(NamedTuple):
+    """Of the pools judged: what prompts usually cost, and one of a thousand tokens."""
+
+    cost: PrefillCost
+    thousand_s: float
+
+
 @dataclass(slots=True)
 class _Leg:
     """A pool that could compute the prompt: what holds whoever decodes."""
@@ -220,7 +227,7 @@ def _with_lent(
     legs: Sequence[_Leg],
     borrowers: Sequence[_Leg],
     settings: PolicySettings,
-    usual: PrefillCost,
+    usual: _Usual,
     now_s: float,
 ) -> Sequence[_Leg]:
     """`legs`, and beside them the `borrowers`, those with least to do, were they given what `decode` has;
@@ -246,9 +253,7 @@ def _with_lent(
     return sorted((*lent, *legs), key=lambda leg: leg.cost_s) if lent else legs
 
 
-def _leg(
-    demand: Demand, pool: Pool, settings: PolicySettings, usual: PrefillCost, now_s: float
-) -> _Leg:
+def _leg(demand: Demand, pool: Pool, settings: PolicySettings, usual: _Usual, now_s: float) -> _Leg:
     num_missing = _num_missing(demand, pool)
     compute_s = _cost(pool, usual).prompt_s(num_missing)
     quote = pool.queue.quote(compute_s, now_s, settings.ttft_target_s)
@@ -264,23 +269,21 @@ def _num_missing(demand: Demand, pool: Pool) -> int:
     return max(1, demand.num_tokens - demand.hits.get(pool.id, 0))
 
 
-def _cost(pool: Pool, usual: PrefillCost) -> PrefillCost:
+def _cost(pool: Pool, usual: _Usual) -> PrefillCost:
     """As the pool has measured it. Equal workers measure unequal costs, each in its own noise: what is
     nearly usual is taken for usual, or whoever looks a little faster would get all prompts."""
     own = pool.cost
     if own is None:
-        return usual
-    ratio = _thousand_s(own) / _thousand_s(usual)
-    return usual if 1 / _NEARLY < ratio < _NEARLY else own
+        return usual.cost
+    ratio = pool.thousand_s / usual.thousand_s
+    return usual.cost if 1 / _NEARLY < ratio < _NEARLY else own
 
 
-def _usual_cost(pools: Sequence[Pool]) -> PrefillCost:
+def _usual_cost(pools: Sequence[Pool]) -> _Usual:
     """Of a pool that has not measured its own: that of the middle one of some peers, so that a worker is
     not passed over for ever because nobody has tried it."""
     some = pools[:: max(1, len(pools) // _NUM_USUAL)]
-    known = sorted((cost for pool in some if (cost := pool.cost)), key=_thousand_s)
-    return known[len(known) // 2] if known else _DEFAULT_COST
-
-
-def _thousand_s(cost: PrefillCost) -> float:
-    return cost.prompt_s(1000)
+    known = sorted((pool for pool in some if pool.cost), key=lambda pool: pool.thousand_s)
+    if known and (middle := known[len(known) // 2]).cost:
+        return _Usual(middle.cost, middle.thousand_s)
+    return _Usual(_DEFAULT_COST, _DEFAULT_COST.prompt_s(1000))

@@ -15,9 +15,27 @@ from router.load_order import LoadOrder
 from router.prefill_queue import PrefillQueue, Queued
 
 _NOTHING = InFlight()
-_PROMPT_TOKENS = 2048  # of a prompt by which speeds are compared
 _STEP_S = 0.02  # a decode step's until measured
 _FULL = 1e-6  # seconds that a full cache counts for: less than anything else
+
+
+@dataclass(frozen=True, slots=True)
+class _Speed:
+    """What a report says of prompts, worked out once: every request asks for it."""
+
+    load: PoolLoad | None
+    cost: PrefillCost | None
+    thousand_s: float
+
+    @classmethod
+    def of(cls, load: PoolLoad | None) -> _Speed:
+        cost = load.prefill_cost if load else None
+        if cost is None and load is not None and load.prefill_tokens_per_s:
+            cost = PrefillCost.at_rate(load.prefill_tokens_per_s)
+        return cls(load, cost, cost.prompt_s(1000) if cost else 0.0)
+
+
+_UNKNOWN = _Speed.of(None)
 
 
 @dataclass(slots=True, eq=False)
@@ -36,6 +54,7 @@ class Pool:
     is_others: bool = False  # another router turns here first, see `Pools.note_replicas`
     transfer_bytes_per_s: float = 0.0  # into this pool; 0 until measured
     place: Place | None = None  # among its peers, by load
+    _speed: _Speed = field(default_factory=lambda: _UNKNOWN)
 
     @property
     def step_s(self) -> float:
@@ -50,12 +69,16 @@ class Pool:
     @property
     def cost(self) -> PrefillCost | None:
         """What prompts cost here; None until measured."""
-        if self.load is None:
-            return None
-        if self.load.prefill_cost is not None:
-            return self.load.prefill_cost
-        rate = self.load.prefill_tokens_per_s
-        return PrefillCost.at_rate(rate) if rate else None
+        if self._speed.load is not self.load:
+            self._speed = _Speed.of(self.load)
+        return self._speed.cost
+
+    @property
+    def thousand_s(self) -> float:
+        """What a prompt of a thousand tokens takes here, by which speeds are compared; 0 until measured."""
+        if self._speed.load is not self.load:
+            self._speed = _Speed.of(self.load)
+        return self._speed.thousand_s
 
     def begin(self) -> None:
         """A request is in flight here from now on."""
@@ -102,8 +125,7 @@ class Pool:
         if self.worker.role is Role.DECODE:
             load = (self.step_s or _STEP_S) * (self.num_streams + 1)
         else:
-            one_more_s = self.cost.prompt_s(_PROMPT_TOKENS) if self.cost else 0.0
-            load = self.queue.ends_s() + self.elsewhere_s + one_more_s
+            load = self.queue.ends_s() + self.elsewhere_s + self.thousand_s
         return load + _FULL * (1.0 - self.num_unused_blocks / max(1, self.worker.num_total_blocks))
 
     @property
