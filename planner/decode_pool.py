@@ -2,8 +2,9 @@
 
 Steps of a batch that does not change all take equally long, so they are counted, not run: something happens
 when a request joins or ends. A prompt to be computed here runs in steps of its own with the decoding
-requests beside it, by the scheduler and the limits of a prefill worker with smaller chunks. A request
-takes the blocks for all it will hold when it is reserved, or waits for them.
+requests beside it, by the scheduler and the limits of a prefill worker with smaller chunks. A request whose
+prompt comes from elsewhere takes the blocks for all it will hold at once, or waits for them; nothing is
+preempted.
 """
 
 from __future__ import annotations
@@ -27,12 +28,11 @@ from prefill_worker.scheduler import PrefillLimits
 @dataclass(frozen=True, slots=True)
 class Heard:
     """Who hears of what a decode pool does: `reserved` of blocks taken, `computed` of a prompt computed
-    here, `first_token` and `finished` of requests, `changed` what is published and forgotten, and `gaps`
-    of inter-token latencies, as (seconds, how many)."""
+    here, `finished` of a request, `changed` what is published and forgotten, and `gaps` of inter-token
+    latencies, as (seconds, how many)."""
 
     reserved: Told
     computed: Told
-    first_token: Told
     finished: Told
     changed: Changes
     gaps: Callable[[float, int], None]
@@ -197,7 +197,6 @@ class DecodePool:
         self._heard.gaps(self._step_s, len(self._newcomers) * (num_steps - 1))
         for request in self._newcomers:
             request.first_token_s = self._since_s + self._step_s
-            self._heard.first_token(request)
         self._newcomers = []
 
     def _end_requests(self) -> None:

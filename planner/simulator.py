@@ -35,8 +35,8 @@ _LOCAL_STEP_S = 0.05  # of a prompt's chunk beside decoding requests
 
 @dataclass(frozen=True, slots=True)
 class ClusterShape:
-    """`in_order` workers serve first come, first served, in full steps, as those of the yardstick do.
-    `routers`: requests go to them in turn."""
+    """`num_blocks` of each worker. Without a policy requests go to workers in turn, which then serve first
+    come, first served, in full steps, as those of the yardstick do. Requests go to routers in turn."""
 
     num_prefill: int
     num_decode: int
@@ -199,7 +199,6 @@ class _Cluster:
             Heard(
                 reserved=self._reserved,
                 computed=self._computed_locally,
-                first_token=lambda request: None,
                 finished=self._finished,
                 changed=self._changed,
                 gaps=lambda gap_s, num_gaps: self._outcome.gaps.append((gap_s, num_gaps)),
