@@ -70,6 +70,7 @@ _FOR_CLUSTER = ("num_routers", "num_prefill_workers", "num_decode_workers", "ray
 @click.option("--max-running", type=int, help="Samples decoded at a time (default 64).")
 @click.option("--max-step-s", type=float, help="Longest engine step in seconds (default 0.25).")
 @click.option("--max-chunk-tokens", type=int, help="Prompt tokens in a step at most (default 512).")
+@click.option("--state", help="redis://host:port/db that routers and workers share.")
 @click.option("--transport", "transports", multiple=True, help="shm or torch_dist; repeatable.")
 @json_option
 def up(config: Path | None, as_json: bool, **flags: Any) -> None:
@@ -82,7 +83,7 @@ def up(config: Path | None, as_json: bool, **flags: Any) -> None:
     from cluster.spec import Settings, read
 
     counts = {name: flags.pop(name) for name in _FOR_CLUSTER}
-    routers = {name: flags.pop(name) for name in _FOR_ROUTERS}
+    routers = {name: flags.pop(name) for name in _FOR_ROUTERS} | {"state": flags["state"]}
     spec = read(Settings(toml=config, router=routers, workers=flags), **counts)
     out = chrome()
     started_s = time.monotonic()

@@ -55,6 +55,13 @@ class ClusterSpec:
                 raise ConfigError(f"must be at least {least}", field=name)
         if not self.decode.host.engine.model:
             raise ConfigError("is required", field="model")
+        for role, config in (("prefill", self.prefill), ("decode", self.decode)):
+            if config.host.state != self.router.state:
+                raise ConfigError(
+                    f"is {config.host.state!r} for {role} and {self.router.state!r} for routers: they "
+                    "would not find each other",
+                    field=f"{role}.host.state",
+                )
         if self.num_prefill_workers:
             self._check_roles_agree()
 

@@ -54,12 +54,13 @@ class Session:
             while not (reader.done() and not self._requests and not self._updates):
                 await self._news.wait()
                 self._news.clear()
+                if reader.done():
+                    reader.result()  # what it could not understand ends the stream
                 for updates in self._gathered():
                     yield inference_pb2.SessionResponse(updates=updates)
                 await self._pause()
                 self._turn.set()
                 self._turn.clear()
-            reader.result()
         finally:
             tasks = [reader, *self._requests.values()]
             for task in tasks:

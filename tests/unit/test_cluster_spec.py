@@ -105,3 +105,13 @@ def test_a_key_that_no_section_has_is_refused(tmp_path: Path) -> None:
     toml = write(tmp_path, "[decode]\nmax_runing = 3\n")
     with pytest.raises(ConfigError, match="max_running"):
         read(Settings(toml, workers={"model": "m"}))
+
+
+def test_routers_and_workers_must_share_their_state() -> None:
+    shared = {"state": "redis://127.0.0.1:6379/0"}
+    spec = read(Settings(router=shared, workers={"model": "m", **shared}))
+    assert spec.decode.host.state == spec.prefill.host.state == spec.router.state
+    assert spec.router_environment["BATON_ROUTER_STATE"] == shared["state"]
+    with pytest.raises(ConfigError, match="would not find each other") as refused:
+        read(Settings(router=shared, workers={"model": "m"}))
+    assert refused.value.field == "prefill.host.state"
