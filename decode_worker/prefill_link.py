@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 _TICK_S = 0.05
 _AGAIN_S = 0.2
 
-Commands = asyncio.Queue[prefill_pb2.PrefillCommand]
+Commands = asyncio.Queue[prefill_pb2.PrefillCommand | None]  # None: the stream is over
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +176,7 @@ class PrefillLink:
             log.exception("the stream of %s broke", self._prefill.pool)
             return Internal(f"the stream broke: {error!r}")
         finally:
+            outgoing.put_nowait(None)  # gRPC does not end whom it reads from
             await link.close()
 
     async def _tick(self) -> None:
@@ -185,8 +186,8 @@ class PrefillLink:
             now_s = time.monotonic()
             for transfer in list(self._transfers.values()):
                 self._do(transfer, transfer.book.tick(now_s))
-                if transfer.over and (self._is_revoked(transfer) or self._has_died()):
-                    self._stopped(transfer)
+                transfer.writer_stopped |= self._has_died()
+                self._lift(transfer)
 
     def _has_died(self) -> bool:
         return self._is_dead or (self._process is not None and self._process.is_dead)
@@ -320,7 +321,8 @@ class PrefillLink:
         if transfer.over:
             return
         self._over(transfer)
-        fenced = fenced or self._is_revoked(transfer)
+        transfer.writer_stopped |= fenced
+        fenced = self._is_settled(transfer)
         num_good = transfer.num_good_tokens(self._side.verifier.layout.block_size)
         self._side.post(HandOffFailed(transfer.ask.transfer, error, num_good, fenced))
         if fenced:
@@ -332,21 +334,32 @@ class PrefillLink:
         self._loans.end(transfer.ask.transfer)
 
     def _ask_fence(self, transfer: Transfer) -> None:
-        if self._is_revoked(transfer):
-            self._stopped(transfer)
+        self._lift(transfer)
         if not self._lost and transfer.receiver is not None:
             self._outgoing.put_nowait(prefill_words.cancel(transfer))
 
     @staticmethod
-    def _is_revoked(transfer: Transfer) -> bool:
-        """Whether the transport itself proves that no byte can land any more."""
+    def _is_settled(transfer: Transfer) -> bool:
+        """Whether it is proved that no byte can land any more."""
         if transfer.receiver is None:
             return True  # P was never asked
-        return transfer.receiver.revoke(transfer.id) is Revocation.PROVEN
+        match transfer.receiver.revoke(transfer.id):
+            case Revocation.PROVEN:
+                return True
+            case Revocation.LANDING:
+                return False
+            case Revocation.NEEDS_FENCE:
+                return transfer.writer_stopped
 
     def _stopped(self, transfer: Transfer) -> None:
-        """It is proved that nobody writes for `transfer`."""
-        if transfer.over and transfer.ask.transfer in self._transfers:
+        """Its writer writes no more. What is still on its way is waited for, tick by tick."""
+        transfer.writer_stopped = True
+        self._lift(transfer)
+
+    def _lift(self, transfer: Transfer) -> None:
+        """Tells the role, once, when its blocks are its own again."""
+        known = transfer.ask.transfer in self._transfers
+        if transfer.over and known and self._is_settled(transfer):
             self._forget(transfer)
             self._side.post(Fenced(transfer.ask.transfer))
 
@@ -356,5 +369,5 @@ class PrefillLink:
 
 
 async def _all_of(outgoing: Commands) -> AsyncIterator[prefill_pb2.PrefillCommand]:
-    while True:
-        yield await outgoing.get()
+    while (command := await outgoing.get()) is not None:
+        yield command

@@ -32,6 +32,7 @@ class Transfer:
     prompt_done_s: float | None = None
     done: prefill_pb2.PrefillDone | None = None  # P's account of the prefill
     over: bool = False  # the role knows how it ended
+    writer_stopped: bool = False  # by its word, or its death
 
     @property
     def id(self) -> TransferId:

@@ -15,10 +15,10 @@ one that does (torch.distributed) keeps it to itself.
       lift the quarantine <--- "fenced", by gRPC -----------
 
 Who owns what, when:
-- D's blocks belong to the transfer from `Receiver.open` until `revoke` answers PROVEN, or P has said
-  `Fenced`, or P's process is known to be dead (`kv_transfer.peer_process`). Until one of these is true, any
-  byte of them may still change, whatever was cancelled and however long ago. One exception: a block of
-  which every write has completed, because no transport writes twice.
+- D's blocks belong to the transfer from `Receiver.open` until `revoke` answers PROVEN, or answers
+  NEEDS_FENCE and P has said `Fenced`, or its process is known to be dead (`kv_transfer.peer_process`). Until
+  one of these is true, any byte of them may still change, whatever was cancelled and however long ago. One
+  exception: a block of which every write has completed, because no transport writes twice.
 - P's blocks are read from `write` until its future is done. What they hold must not change meanwhile.
 
 Order: the writes of one link happen one after another, in the order of the calls; links are independent.
@@ -74,6 +74,9 @@ class Revocation(Enum):
     """What `Receiver.revoke` has achieved."""
 
     PROVEN = "no byte of the transfer can land any more"
+    LANDING = (
+        "bytes may be on their way, whatever becomes of the writer: ask again until it is PROVEN"
+    )
     NEEDS_FENCE = "the writer may still write: only its own word or its death ends that"
 
 
@@ -90,8 +93,9 @@ class Receiver(Protocol):
 
     def revoke(self, transfer: TransferId) -> Revocation:
         """Ends that permission; called at the end of every transfer, also of a completed one (whose
-        answer does not matter). Never waits. After NEEDS_FENCE it may be asked again: the answer becomes
-        PROVEN where the transport has learnt more (a posted receive has ended)."""
+        answer does not matter). Never waits. LANDING becomes PROVEN, at the latest some time after the
+        writer's death: until then its word and its death prove nothing, since what it has sent may lie in
+        buffers of this machine. NEEDS_FENCE stays."""
         ...
 
     def close(self) -> None:

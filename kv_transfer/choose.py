@@ -3,33 +3,81 @@
     D   Receivers.offer() ---> P   Senders.connect(offer) -> name, link
     D   Receivers[name] <-- name --'
 
-A transport is forced by naming it alone, on either side.
+A transport is forced by naming it alone, on either side. A new one is a file and an entry in the table.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from baton.errors import ConfigError, IncompatiblePeer, PeerLost
-from kv_transfer import wire_format
+from kv_transfer import nixl_ends, wire_format
 from kv_transfer.base import Link, Receiver, Sender
+from kv_transfer.cuda_ipc import CudaIpcReceiver, CudaIpcSender
 from kv_transfer.host import host_id
+from kv_transfer.nixl import NixlReceiver, NixlSender
 from kv_transfer.pool import Pool
 from kv_transfer.shm import SharedMemory, ShmReceiver, ShmSender
 from kv_transfer.torch_dist import TorchDistReceiver, TorchDistSender
 
 log = logging.getLogger(__name__)
 
-SHM = "shm"
-TORCH_DIST = "torch_dist"
-TRANSPORTS = (SHM, TORCH_DIST)  # fastest first
-_SAME_HOST = frozenset({SHM})
+
+@dataclass(frozen=True, slots=True)
+class _Side:
+    """What one side brings. `shared` and `host` are a receiver's, `checksums` is a sender's."""
+
+    pool: Pool
+    progress_timeout_s: float
+    shared: SharedMemory | None = None
+    host: str = ""
+    checksums: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class _Transport:
+    """`is_possible`: whether it moves that kind of pool at all, here."""
+
+    is_possible: Callable[[_Side], bool]
+    receiver: Callable[[_Side], Receiver]
+    sender: Callable[[_Side], Sender]
+    same_host: bool = False
+
+
+_TABLE = {  # fastest first
+    "cuda_ipc": _Transport(
+        lambda side: side.pool.memory.is_cuda,
+        lambda side: CudaIpcReceiver(side.pool),
+        lambda side: CudaIpcSender(side.pool, checksums=side.checksums),
+        same_host=True,
+    ),
+    "shm": _Transport(
+        lambda side: not side.pool.memory.is_cuda,
+        lambda side: ShmReceiver(side.pool.layout, side.shared),
+        lambda side: ShmSender(side.pool, checksums=side.checksums),
+        same_host=True,
+    ),
+    "nixl": _Transport(
+        lambda side: nixl_ends.is_installed(),
+        lambda side: NixlReceiver(side.pool, side.host, side.progress_timeout_s),
+        lambda side: NixlSender(side.pool, side.progress_timeout_s, checksums=side.checksums),
+    ),
+    "torch_dist": _Transport(
+        lambda side: True,
+        lambda side: TorchDistReceiver(side.pool, side.host, side.progress_timeout_s),
+        lambda side: TorchDistSender(side.pool, side.progress_timeout_s, checksums=side.checksums),
+    ),
+}
+TRANSPORTS = tuple(_TABLE)
 
 
 class Receivers:
     """All the ways to reach one pool of D. `shared` is the memory that `pool` lies in, None where other
-    processes cannot map it; `host` an address of this machine that writers can reach."""
+    processes cannot map it; `host` an address of this machine that writers can reach.
+
+    Of several `transports` those that fail here are left out; ConfigError where none is left."""
 
     def __init__(
         self,
@@ -39,12 +87,15 @@ class Receivers:
         progress_timeout_s: float,
         transports: Sequence[str] = TRANSPORTS,
     ) -> None:
-        _check_names(transports)
+        side = _Side(pool, progress_timeout_s, shared, host)
         self._receivers: dict[str, Receiver] = {}
-        if SHM in transports and shared is not None:
-            self._receivers[SHM] = ShmReceiver(pool.layout, shared)
-        if TORCH_DIST in transports:
-            self._receivers[TORCH_DIST] = TorchDistReceiver(pool, host, progress_timeout_s)
+        for name in (possible := _possible(transports, side)):
+            try:
+                self._receivers[name] = _TABLE[name].receiver(side)
+            except ConfigError as error:
+                if name == possible[-1] and not self._receivers:
+                    raise
+                log.warning("%s is left out: %s", name, error)
 
     def offer(self) -> bytes:
         """What P must know (msgpack)."""
@@ -73,14 +124,8 @@ class Senders:
         *,
         checksums: bool = True,
     ) -> None:
-        _check_names(transports)
-        self._senders: dict[str, Sender] = {}
-        if SHM in transports and not pool.memory.is_cuda:
-            self._senders[SHM] = ShmSender(pool, checksums=checksums)
-        if TORCH_DIST in transports:
-            self._senders[TORCH_DIST] = TorchDistSender(
-                pool, progress_timeout_s, checksums=checksums
-            )
+        side = _Side(pool, progress_timeout_s, checksums=checksums)
+        self._senders = {name: _TABLE[name].sender(side) for name in _possible(transports, side)}
 
     def connect(self, offer: bytes) -> tuple[str, Link]:
         """The first of `TRANSPORTS` that connects, and its link.
@@ -94,7 +139,8 @@ class Senders:
         common = [
             name
             for name in TRANSPORTS
-            if name in self._senders and name in offers and (same_host or name not in _SAME_HOST)
+            if name in self._senders and name in offers
+            if same_host or not _TABLE[name].same_host
         ]
         if not common:
             where = "" if same_host else " from another host"
@@ -111,8 +157,15 @@ class Senders:
         return last, self._senders[last].connect(offers[last])
 
 
-def _check_names(transports: Sequence[str]) -> None:
-    if not transports or set(transports) - set(TRANSPORTS):
+def _possible(names: Sequence[str], side: _Side) -> list[str]:
+    if not names or set(names) - set(TRANSPORTS):
         raise ConfigError(
-            f"is {list(transports)}, known are {', '.join(TRANSPORTS)}", field="transports"
+            f"is {list(names)}, known are {', '.join(TRANSPORTS)}", field="transports"
         )
+    possible = [name for name in TRANSPORTS if name in names and _TABLE[name].is_possible(side)]
+    if not possible:
+        raise ConfigError(
+            f"{', '.join(names)}: not possible here with a pool on {side.pool.memory.device}",
+            field="transports",
+        )
+    return possible

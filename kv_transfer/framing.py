@@ -64,6 +64,12 @@ class Connection:
         poll.register(self._socket, select.POLLIN)
         return bool(poll.poll(0))
 
+    def has_ended(self) -> bool:
+        """Whether the other end has closed the connection, or it broke, whatever lies unread before."""
+        poll = select.poll()
+        poll.register(self._socket, select.POLLRDHUP)
+        return bool(poll.poll(0))
+
     def shut_down(self) -> None:
         """Ends the connection for both ends, and wakes whoever waits in `receive`. Any thread."""
         try:

@@ -5,7 +5,9 @@ has to wait for answers has several of them under way:
 
     write ──> queue ──begin──> under way (at most `depth`) ──finish, in the same order──> future
 
-The wire is only ever called on the link's thread. To fence a transfer is to cancel what of it is queued and
+The wire is only ever called on the link's thread. On a GPU that thread has a stream of its own, on which a
+write's portions come after everything that was queued when `write` was called: a wire copies on the current
+stream, or synchronizes with it. To fence a transfer is to cancel what of it is queued and
 to wait for what is under way.
 """
 
@@ -19,11 +21,15 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import torch
+
 from baton.errors import BatonError, Cancelled, Internal, PeerLost
 from kv_transfer.base import TransferId, Write, Written
 from kv_transfer.checksum import MODULUS
+from kv_transfer.streams import Await, moment, use_side_stream
 
 PORTION_BYTES = 32 << 20  # about 4 ms of memcpy
+_HOST = torch.device("cpu")
 
 Finish = Callable[[], Sequence[int]]
 
@@ -82,11 +88,12 @@ class Wire(Protocol):
 
 @dataclass(slots=True, eq=False)
 class _Job:
-    """A queued write. `sums` grow portion by portion."""
+    """A queued write. `sums` grow portion by portion. `follow` orders them after the call of `write`."""
 
     transfer: TransferId
     portions: deque[Portion]
     sums: list[int]
+    follow: Await
     future: Future[Written] = field(default_factory=Future)
     busy_s: float = 0.0
     num_under_way: int = 0
@@ -111,11 +118,12 @@ class _UnderWay:
 
 
 class OrderedLink:
-    """A `Link` over `wire`."""
+    """A `Link` over `wire`, which reads memory of `device`."""
 
-    def __init__(self, wire: Wire, name: str) -> None:
+    def __init__(self, wire: Wire, name: str, device: torch.device = _HOST) -> None:
         self._wire = wire
         self._flow = wire.flow
+        self._device = device
         self._finished_s = 0.0  # when the last portion ended
         self._changed = threading.Condition()  # guards everything below
         self._open: dict[TransferId, frozenset[int]] = {}
@@ -133,7 +141,8 @@ class OrderedLink:
 
     def write(self, transfer: TransferId, write: Write) -> Future[Written]:
         portions = deque(self._flow.portions(write))
-        job = _Job(transfer, portions, [0] * len(write.source_blocks))
+        sums = [0] * len(write.source_blocks)
+        job = _Job(transfer, portions, sums, moment(self._device))
         job.future.set_running_or_notify_cancel()  # a write ends by `fence`, not by its future
         with self._changed:
             error = self._refusal(transfer, write)
@@ -199,6 +208,7 @@ class OrderedLink:
 
     def _main(self) -> None:
         try:
+            use_side_stream(self._device)
             while self._advance():
                 pass
         finally:
@@ -235,6 +245,7 @@ class OrderedLink:
     def _begin(self, taken: _UnderWay) -> None:
         taken.begun_s = time.perf_counter()
         try:
+            taken.job.follow()
             taken.finish = self._wire.begin(taken.job.transfer, taken.portion.write)
         except Exception as error:  # told in its turn, after what was begun before
             taken.finish = _raising(error)

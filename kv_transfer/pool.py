@@ -17,8 +17,9 @@ from torch import Tensor
 from baton.errors import ConfigError
 from kv_transfer import kernels
 from kv_transfer.base import Write
-from kv_transfer.checksum import MODULUS, WORD_BYTES, checksum
+from kv_transfer.checksum import WORD_BYTES
 from kv_transfer.layout import PoolLayout, Slice
+from kv_transfer.tensor_copy import as_checksums, as_words, copy_pieces, sum_pieces
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,11 +48,10 @@ class Pool:
         words = layout.piece_words
         native = _native(self)
         if native is None:
-            parts = (
-                checksum(self.piece(layer, block), layer * words)
-                for layer in range(layout.num_layers)
-            )
-            return sum(parts) % MODULUS
+            whole = Slice(0, 0, layout.piece_bytes)
+            memory = as_words(self.memory, layout)
+            sums = sum_pieces(memory, [block], range(layout.num_layers), [whole], words)
+            return as_checksums(sums)[0]
         layers = np.arange(layout.num_layers, dtype=np.uint64)
         table = np.empty((layout.num_layers, 4), np.uint64)
         table[:, 0] = layout.offset(0, block) + layers * layout.offset(1, 0)
@@ -99,18 +99,9 @@ def source_checksums(
     if native is not None:
         table = _table(source.layout, destination, slices, write)
         return _per_block(native.sum_ranges(source.memory.data_ptr(), table), write)
-    return [
-        sum(
-            checksum(
-                source.piece(layer, block)[part.source : part.source + part.size_bytes],
-                layer * destination.piece_words + part.destination // WORD_BYTES,
-            )
-            for layer in write.layers
-            for part in slices
-        )
-        % MODULUS
-        for block in write.source_blocks
-    ]
+    memory = as_words(source.memory, source.layout)
+    words = destination.piece_words
+    return as_checksums(sum_pieces(memory, write.source_blocks, write.layers, slices, words))
 
 
 def _native(*pools: Pool) -> kernels.TransferKernels | None:
@@ -154,11 +145,9 @@ def _per_block(sums: NDArray[np.uint64] | None, write: Write) -> list[int]:
 def _copy_by_tensors(
     source: Pool, destination: Pool, slices: Sequence[Slice], write: Write, *, checksums: bool
 ) -> list[int]:
-    """`copy_blocks` on any device, range by range."""
-    for part in write_slices(source.layout, destination.layout, slices, write):
-        from_range = source.memory[part.source : part.source + part.size_bytes]
-        to_range = destination.memory[part.destination : part.destination + part.size_bytes]
-        to_range.copy_(from_range)
+    """`copy_blocks` on any device."""
+    from_words = as_words(source.memory, source.layout)
+    copy_pieces(from_words, as_words(destination.memory, destination.layout), slices, write)
     if not checksums:
         return [0] * len(write.source_blocks)
     return source_checksums(source, destination.layout, slices, write)

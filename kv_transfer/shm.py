@@ -58,9 +58,11 @@ class SharedMemory:
 
 
 class ShmReceiver:
-    """Offers `shared`, in which a pool of `layout` lies."""
+    """Offers `shared`, in which a pool of `layout` lies; ConfigError where it lies in no shared memory."""
 
-    def __init__(self, layout: PoolLayout, shared: SharedMemory) -> None:
+    def __init__(self, layout: PoolLayout, shared: SharedMemory | None) -> None:
+        if shared is None:
+            raise ConfigError("shm needs a pool in shared memory", field="transports")
         if shared.memory.numel() != layout.size_bytes:
             raise ConfigError(
                 f"is {shared.memory.numel()} bytes for a pool of {layout.size_bytes}",

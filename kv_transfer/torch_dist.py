@@ -26,12 +26,7 @@ The path of NCCL needs two GPUs and has not been run by us.
 
 from __future__ import annotations
 
-import hmac
-import logging
-import secrets
-import socket
-import threading
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,16 +35,17 @@ import torch
 from torch import Tensor
 from torch.distributed import Work
 
-from baton.errors import Cancelled, ConfigError, IncompatiblePeer, PeerLost
+from baton.errors import Cancelled, IncompatiblePeer
 from kv_transfer import wire_format
 from kv_transfer.base import Revocation, TransferId, Write
 from kv_transfer.framing import Connection
 from kv_transfer.layout import PoolLayout, Slice, plan
 from kv_transfer.link import Finish, Flow, OrderedLink
+from kv_transfer.listener import OFFER, Listener, greet
+from kv_transfer.permissions import Permissions
 from kv_transfer.pool import Pool, source_checksums, write_slices
+from kv_transfer.streams import use_side_stream
 from kv_transfer.torch_group import PairGroup, join
-
-log = logging.getLogger(__name__)
 
 _DECODE, _PREFILL = 0, 1  # ranks of a group
 _DEPTH = 3  # portions under way: one arrives, one is posted, one is announced
@@ -69,90 +65,28 @@ class TorchDistReceiver:
 
     def __init__(self, pool: Pool, host: str, progress_timeout_s: float) -> None:
         self._pool = pool
-        self._host = host
         self._timeout_s = progress_timeout_s
-        self._token = secrets.token_bytes(16)
-        self._lock = threading.Lock()  # guards everything below
-        self._open: dict[TransferId, frozenset[int]] = {}
-        self._num_posted: Counter[TransferId] = Counter()  # writes that are being received
-        self._connections: dict[Connection, threading.Thread] = {}
-        self._closed = False
-        try:
-            self._listener = socket.create_server((host, 0), backlog=128)
-        except OSError as error:
-            raise ConfigError(f"cannot listen on {host}: {error}", field="host") from error
-        threading.Thread(target=self._accept, name="kv-accept", daemon=True).start()
+        self._permissions = Permissions()
+        self._listener = Listener(host, progress_timeout_s, self._receive_all)
 
     def offer(self) -> bytes:
-        return wire_format.pack(
-            {
-                "host": self._host,
-                "port": self._listener.getsockname()[1],
-                "token": self._token,
-                "layout": wire_format.pack_layout(self._pool.layout),
-            }
-        )
+        layout = wire_format.pack_layout(self._pool.layout)
+        return wire_format.pack(self._listener.offer() | {"layout": layout})
 
     def open(self, transfer: TransferId, blocks: Sequence[int]) -> None:
-        with self._lock:
-            self._open[transfer] = frozenset(blocks)
+        self._permissions.open(transfer, blocks)
 
     def revoke(self, transfer: TransferId) -> Revocation:
-        with self._lock:
-            self._open.pop(transfer, None)
-            posted = self._num_posted[transfer] > 0
-        return Revocation.NEEDS_FENCE if posted else Revocation.PROVEN
+        return self._permissions.revoke(transfer)
 
     def close(self) -> None:
-        with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-            serving = dict(self._connections)
-        self._listener.shutdown(socket.SHUT_RDWR)  # wakes accept
         self._listener.close()
-        for connection in serving:
-            connection.shut_down()
-        for thread in serving.values():
-            thread.join(self._timeout_s)
 
-    # One thread accepts, one serves each connection
+    # On the thread of one writer
 
-    def _accept(self) -> None:
-        while True:
-            try:
-                accepted, _ = self._listener.accept()
-            except OSError:
-                if self._closed:
-                    return
-                raise
-            connection = Connection(accepted)
-            with self._lock:
-                if self._closed:
-                    connection.close()
-                    return
-                thread = self._connections[connection] = threading.Thread(
-                    target=self._serve, args=(connection,), name="kv-receive", daemon=True
-                )
-                thread.start()
-
-    def _serve(self, connection: Connection) -> None:
-        try:
-            self._receive_all(connection)
-        except (PeerLost, IncompatiblePeer) as error:
-            log.info("a writer is gone: %s", error)
-        except Exception:
-            log.exception("receiving from a writer failed")
-        finally:
-            connection.close()
-            with self._lock:
-                self._connections.pop(connection, None)
-
-    def _receive_all(self, connection: Connection) -> None:
-        hello = connection.receive(self._timeout_s, token=bytes, layout=dict)
-        if not hmac.compare_digest(hello["token"], self._token):
-            raise IncompatiblePeer("is not that of our offer", field="token")
-        source, device = wire_format.unpack_layout(hello["layout"]), self._pool.memory.device
+    def _receive_all(self, connection: Connection, source: PoolLayout) -> None:
+        device = self._pool.memory.device
+        use_side_stream(device)
         slices = plan(source, self._pool.layout)
         group = join(connection, _DECODE, device, self._timeout_s)
         writer = _Writer(self._pool, slices, source, group)
@@ -180,15 +114,10 @@ class TorchDistReceiver:
         )
         if not 0 <= write.layer < write.layers.stop <= self._pool.layout.num_layers:
             raise IncompatiblePeer(f"is {write.layers}", field="layer")
-        with self._lock:
-            blocks = self._open.get(transfer)
-            if blocks is not None and not blocks.issuperset(write.destination_blocks):
-                raise IncompatiblePeer("are not the transfer's", field="destination_blocks")
-            if blocks is not None:
-                self._num_posted[transfer] += 1
-        posted = _Posted(transfer, landing=blocks is not None)
+        landing = self._permissions.admit(transfer, write.destination_blocks)
+        posted = _Posted(transfer, landing)
         try:
-            posted.works = writer.receive(write, landing=posted.landing)
+            posted.works = writer.receive(write, landing=landing)
         except BaseException:
             self._end(posted)
             raise
@@ -197,10 +126,7 @@ class TorchDistReceiver:
     def _end(self, posted: _Posted) -> bool:
         """Its receives are over. Whether they landed in the pool."""
         if posted.landing:
-            with self._lock:
-                self._num_posted[posted.transfer] -= 1
-                if not self._num_posted[posted.transfer]:
-                    del self._num_posted[posted.transfer]
+            self._permissions.end(posted.transfer)
         return posted.landing
 
 
@@ -251,20 +177,18 @@ class TorchDistSender:
         self.checksums = checksums
 
     def connect(self, offer: bytes) -> OrderedLink:
-        fields = wire_format.unpack(offer, host=str, port=int, token=bytes, layout=dict)
-        host, port = fields["host"], fields["port"]
+        fields = wire_format.unpack(offer, **OFFER, layout=dict)
         destination = wire_format.unpack_layout(fields["layout"])
         slices = plan(self.pool.layout, destination)
-        connection = Connection.connect(host, port, self.timeout_s)
+        device = self.pool.memory.device
+        connection = greet(fields, self.pool.layout, self.timeout_s)
         try:
-            layout = wire_format.pack_layout(self.pool.layout)
-            connection.send({"token": fields["token"], "layout": layout}, self.timeout_s)
-            group = join(connection, _PREFILL, self.pool.memory.device, self.timeout_s)
+            group = join(connection, _PREFILL, device, self.timeout_s)
         except BaseException:
             connection.close()
             raise
         wire = _GroupWire(self, destination, slices, connection, group)
-        return OrderedLink(wire, f"{host}:{port}")
+        return OrderedLink(wire, f"{fields['host']}:{fields['port']}", device)
 
 
 class _GroupWire:

@@ -42,6 +42,17 @@ class _Loan:
     id: TransferId
     blocks: Sequence[int]
     receiver: Receiver
+    reader_stopped: bool = False  # by its word, or its death
+
+    def is_settled(self) -> bool:
+        """Whether it is proved that no byte of it can land any more."""
+        match self.receiver.revoke(self.id):
+            case Revocation.PROVEN:
+                return True
+            case Revocation.LANDING:
+                return False
+            case Revocation.NEEDS_FENCE:
+                return self.reader_stopped
 
 
 @dataclass(slots=True, eq=False)
@@ -87,7 +98,7 @@ class Borrower:
         """A stream of a decode worker has begun: what it lent on earlier ones is written no more."""
         peer = (hello.worker_id, hello.incarnation)
         for key in [key for key in self._loans if self._readers[key[0]].peer == peer]:
-            self._over(key)
+            self._stopped(key)
         self._readers[reader] = _Reader(peer, _watch(hello.process))
 
     def perform(self, orders: Sequence[Order]) -> None:
@@ -104,8 +115,8 @@ class Borrower:
 
     def not_lent(self, key: Key) -> None:
         """The reader writes no more of it."""
-        if self._over(key) is not None:
-            self._post(Borrowed(key, ok=False))
+        if key in self._loans:
+            self._stopped(key)
 
     def end(self, key: Key) -> None:
         """Nobody wants it any more: the role hears `FenceDone` once nothing of it can be written."""
@@ -123,11 +134,12 @@ class Borrower:
         """Looks for proofs where a word may never come, until cancelled."""
         while True:
             await asyncio.sleep(_TICK_S)
-            for key in list(self._fencing):
-                loan = self._loans[key]
-                revoked = loan.receiver.revoke(loan.id) is Revocation.PROVEN
-                if revoked or self._readers[key[0]].is_dead:
-                    self._over(key)
+            for key, loan in list(self._loans.items()):
+                if key in self._fencing:
+                    loan.reader_stopped |= self._readers[key[0]].is_dead
+                    self._settle(key)
+                elif loan.reader_stopped:
+                    self._settle(key)
             lending = {reader for reader, _ in self._loans}
             for reader, known in list(self._readers.items()):
                 if known.has_left and reader not in lending:
@@ -154,6 +166,16 @@ class Borrower:
             destination_blocks=order.blocks,
         )
         self._send(order.key[0], prefill_pb2.PrefillEvent(wanted=wanted))
+
+    def _stopped(self, key: Key) -> None:
+        """Its reader writes no more of it. What is still on its way is waited for, tick by tick."""
+        self._loans[key].reader_stopped = True
+        self._settle(key)
+
+    def _settle(self, key: Key) -> None:
+        """Tells the role that there is no prefix, once no byte of one can land."""
+        if self._loans[key].is_settled() and self._over(key) is not None:
+            self._post(Borrowed(key, ok=False))
 
     def _over(self, key: Key) -> _Loan | None:
         """Nothing of it is written any more. The loan, if somebody still wants it."""

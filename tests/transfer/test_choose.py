@@ -14,10 +14,14 @@ from kv_transfer import wire_format
 from kv_transfer.base import TransferId
 from kv_transfer.choose import TRANSPORTS, Receivers, Senders
 from kv_transfer.introduction import pack_process, unpack_process
+from kv_transfer.nixl_ends import is_installed as nixl_is_installed
 from kv_transfer.peer_process import PeerProcess, ProcessId, own_process_id
 from kv_transfer.pool import Pool
 from kv_transfer.shm import SharedMemory, ShmReceiver, ShmSender
 from tests.transfer.worlds import SMALL, random_pool, send
+
+
+BY_NETWORK = "nixl" if nixl_is_installed() else "torch_dist"
 
 
 def receivers(*transports: str) -> Receivers:
@@ -59,7 +63,7 @@ def test_another_host_is_reached_by_network(everything: Receivers) -> None:
     elsewhere = wire_format.pack(offer | {"host_id": "another"})
     name, link = Senders(random_pool(SMALL), 2.0).connect(elsewhere)
     link.close()
-    assert name == "torch_dist"
+    assert name == BY_NETWORK
     with pytest.raises(IncompatiblePeer, match="another host"):
         Senders(random_pool(SMALL), 2.0, ["shm"]).connect(elsewhere)
 
@@ -68,7 +72,7 @@ def test_memory_that_cannot_be_mapped_is_passed_over(everything: Receivers) -> N
     everything["shm"].close()  # as for another user's process
     name, link = Senders(random_pool(SMALL), 2.0).connect(everything.offer())
     link.close()
-    assert name == "torch_dist"
+    assert name == BY_NETWORK
 
 
 def test_nothing_in_common_is_refused() -> None:
@@ -84,6 +88,17 @@ def test_nothing_in_common_is_refused() -> None:
 def test_unknown_transports_are_refused_by_name(names: list[str]) -> None:
     with pytest.raises(ConfigError, match="transports"):
         Senders(random_pool(SMALL), 2.0, names)
+
+
+def test_what_fails_here_is_left_out_unless_it_is_all_that_was_named() -> None:
+    pool = random_pool(SMALL)  # in memory that nobody can map
+    others = Receivers(pool, None, "127.0.0.1", 2.0, ["shm", "torch_dist"])
+    assert transport_of(others, TRANSPORTS) == "torch_dist"
+    others.close()
+    with pytest.raises(ConfigError, match="shared memory"):
+        Receivers(pool, None, "127.0.0.1", 2.0, ["shm"])
+    with pytest.raises(ConfigError, match=r"cuda_ipc.* cpu"):
+        Senders(pool, 2.0, ["cuda_ipc"])
 
 
 def test_a_wrong_token_is_not_let_in() -> None:

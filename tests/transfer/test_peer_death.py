@@ -16,6 +16,7 @@ from kv_transfer.peer_process import PeerProcess, ProcessId
 from tests.transfer.peer import BLOCKS, TRANSFER
 from tests.transfer.worlds import (
     BIG,
+    OPTIONAL_KINDS,
     TIMEOUT_S,
     Decode,
     make_decode,
@@ -27,7 +28,7 @@ from tests.transfer.worlds import (
 ROOT = Path(__file__).parents[2]
 REUSED = 7  # what the next owner of a block writes everywhere
 
-pytestmark = pytest.mark.parametrize("kind", ["shm", "torch_dist"])
+pytestmark = pytest.mark.parametrize("kind", ["shm", "torch_dist", *OPTIONAL_KINDS])
 
 
 class Peer:
@@ -114,7 +115,7 @@ def test_a_killed_writer_writes_no_more(kind: str, start: Start, decode: Decode)
     writer.signal(signal.SIGKILL)
     assert watch.wait(10)
     watch.close()
-    if kind == "torch_dist":  # a dead process's bytes may still lie in the kernel's buffers
+    if kind != "shm":  # a dead process's bytes may still lie in the kernel's buffers
         wait_for(lambda: is_proven(decode.receiver))
     decode.pool.memory.fill_(REUSED)
     survivor = start("prefill")  # the receiver serves others as before
@@ -137,6 +138,16 @@ def test_a_stopped_writer_that_wakes_up_late_harms_nobody(
         writer.signal(signal.SIGCONT)
         # In the middle of a write its link is lost, between two the transfer is refused.
         assert writer.hear() in (["ended", "PeerLost"], ["ended", "Cancelled"])
+    elif (
+        kind == "nixl"
+    ):  # between two portions it holds no grant, in one only its word ends the wait
+        if stopped_between := is_proven(decode.receiver):
+            decode.pool.memory.fill_(REUSED)
+        writer.signal(signal.SIGCONT)
+        assert writer.hear() == ["ended", "Cancelled"]
+        wait_for(lambda: is_proven(decode.receiver))
+        if not stopped_between:
+            decode.pool.memory.fill_(REUSED)
     else:  # a mapping cannot be taken back: blocks stay in quarantine until the writer's word
         time.sleep(0.1)
         assert not is_proven(decode.receiver)

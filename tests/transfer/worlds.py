@@ -10,11 +10,14 @@ import torch
 from kv_transfer.base import Link, Receiver, Sender, TransferId, Write
 from kv_transfer.layout import PoolLayout
 from kv_transfer.loopback import LoopbackReceiver, LoopbackSender
+from kv_transfer.nixl import NixlReceiver, NixlSender
+from kv_transfer.nixl_ends import is_installed as nixl_is_installed
 from kv_transfer.pool import Pool
 from kv_transfer.shm import SharedMemory, ShmReceiver, ShmSender
 from kv_transfer.torch_dist import TorchDistReceiver, TorchDistSender
 
-KINDS = ("loopback", "shm", "torch_dist")
+OPTIONAL_KINDS = ("nixl",) if nixl_is_installed() else ()
+KINDS = ("loopback", "shm", "torch_dist", *OPTIONAL_KINDS)
 TIMEOUT_S = 2.0
 SMALL = PoolLayout(
     num_layers=3, num_blocks=16, num_kv_heads=2, block_size=4, head_dim=8, dtype="fp32"
@@ -39,6 +42,8 @@ def make_decode(kind: str, layout: PoolLayout) -> Decode:
     pool = Pool(layout, torch.zeros(layout.size_bytes, dtype=torch.uint8))
     if kind == "loopback":
         return Decode(pool, LoopbackReceiver(pool))
+    if kind == "nixl":
+        return Decode(pool, NixlReceiver(pool, "127.0.0.1", TIMEOUT_S))
     return Decode(pool, TorchDistReceiver(pool, "127.0.0.1", TIMEOUT_S))
 
 
@@ -47,6 +52,8 @@ def make_sender(kind: str, pool: Pool, *, checksums: bool = True) -> Sender:
         return ShmSender(pool, checksums=checksums)
     if kind == "loopback":
         return LoopbackSender(pool, checksums=checksums)
+    if kind == "nixl":
+        return NixlSender(pool, TIMEOUT_S, checksums=checksums)
     return TorchDistSender(pool, TIMEOUT_S, checksums=checksums)
 
 

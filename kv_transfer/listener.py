@@ -1,0 +1,112 @@
+"""How a prefill rank finds a decode rank that has to hear from it: a port, a token, a connection per pair.
+
+    P                                        D
+    greet(offer) ---- token, layout ------>  one thread per writer: serve(connection, layout)
+
+The connection stays: its end is the end of the pair, on either side.
+"""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import secrets
+import socket
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from baton.errors import ConfigError, IncompatiblePeer, PeerLost
+from kv_transfer import wire_format
+from kv_transfer.framing import Connection
+from kv_transfer.layout import PoolLayout
+
+log = logging.getLogger(__name__)
+
+Serve = Callable[[Connection, PoolLayout], None]
+
+
+class Listener:
+    """Listens on `host`, an address of this machine that writers can reach. `serve` returns, or raises
+    PeerLost or IncompatiblePeer, when its writer is gone."""
+
+    def __init__(self, host: str, timeout_s: float, serve: Serve) -> None:
+        self._host = host
+        self._timeout_s = timeout_s
+        self._serve_writer = serve
+        self._token = secrets.token_bytes(16)
+        self._lock = threading.Lock()  # guards the two below
+        self._connections: dict[Connection, threading.Thread] = {}
+        self._closed = False
+        try:
+            self._listener = socket.create_server((host, 0), backlog=128)
+        except OSError as error:
+            raise ConfigError(f"cannot listen on {host}: {error}", field="host") from error
+        threading.Thread(target=self._accept, name="kv-accept", daemon=True).start()
+
+    def offer(self) -> dict[str, Any]:
+        """What `greet` needs, as fields of an offer."""
+        port = self._listener.getsockname()[1]
+        return {"host": self._host, "port": port, "token": self._token}
+
+    def close(self) -> None:
+        """Ends every connection, and waits for those who serve them."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            serving = dict(self._connections)
+        self._listener.shutdown(socket.SHUT_RDWR)  # wakes accept
+        self._listener.close()
+        for connection in serving:
+            connection.shut_down()
+        for thread in serving.values():
+            thread.join(self._timeout_s)
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                accepted, _ = self._listener.accept()
+            except OSError:
+                if self._closed:
+                    return
+                raise
+            connection = Connection(accepted)
+            with self._lock:
+                if self._closed:
+                    connection.close()
+                    return
+                thread = self._connections[connection] = threading.Thread(
+                    target=self._serve, args=(connection,), name="kv-receive", daemon=True
+                )
+                thread.start()
+
+    def _serve(self, connection: Connection) -> None:
+        try:
+            hello = connection.receive(self._timeout_s, token=bytes, layout=dict)
+            if not hmac.compare_digest(hello["token"], self._token):
+                raise IncompatiblePeer("is not that of our offer", field="token")
+            self._serve_writer(connection, wire_format.unpack_layout(hello["layout"]))
+        except (PeerLost, IncompatiblePeer) as error:
+            log.info("a writer is gone: %s", error)
+        except Exception:
+            log.exception("receiving from a writer failed")
+        finally:
+            connection.close()
+            with self._lock:
+                self._connections.pop(connection, None)
+
+
+def greet(offer: dict[str, Any], layout: PoolLayout, timeout_s: float) -> Connection:
+    """Connects to the listener of `offer` and says what is written from. PeerLost where nobody listens."""
+    connection = Connection.connect(offer["host"], offer["port"], timeout_s)
+    try:
+        hello = {"token": offer["token"], "layout": wire_format.pack_layout(layout)}
+        connection.send(hello, timeout_s)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+OFFER = {"host": str, "port": int, "token": bytes}  # the fields of an offer that `greet` reads

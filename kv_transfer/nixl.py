@@ -1,0 +1,181 @@
+"""NIXL: one-sided writes into the decode rank's pool by UCX, over RDMA where there is any; within one host
+the kernel copies (process_vm_writev), and TCP is the floor. UCX chooses; UCX_TLS and UCX_NET_DEVICES tell it.
+
+Each pair has a control socket, and at both ends a NIXL agent of its own with the pool registered:
+
+    P                                       D
+    control socket ---- hello ----------->  one thread per connection; makes its end of the pair
+                   <--- that end ---------
+                   ---- may I? ---------->  admits a portion, or refuses: the transfer is revoked
+                   <--- granted ----------
+    write =================================> (no thread of Python)
+                   ---- it has landed -->   the portion has ended
+
+The next portion is asked for while this one is written, so that no write waits for an answer.
+
+What is proof. UCX cannot promise D that nothing lands: a deregistered memory is closed to RDMA, but neither
+to a copy by the kernel nor to TCP, where D's own thread of UCX writes what it finds in the socket. So D
+keeps account instead: P writes nothing that was not granted, and says when all of it lies there (UCX tells
+it only once D's side has it). A portion ends by that word, or with the connection. P closes the socket only
+after its end of the pair is destroyed, and the kernel closes it when its last thread is gone: the socket's
+end says that P writes no more. Then D destroys its own end, and nothing on its way can land either. A
+stopped writer that holds a grant keeps its blocks in quarantine until it wakes or dies.
+
+A pair's registration is its own: with RDMA every pair pins both pools for itself, which nobody has measured.
+RDMA and GPU memory have not been run by us.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Sequence
+
+from baton.errors import Cancelled, ConfigError, PeerLost
+from kv_transfer import wire_format
+from kv_transfer.base import Revocation, TransferId, Write
+from kv_transfer.framing import Connection
+from kv_transfer.layout import PoolLayout, Slice, plan
+from kv_transfer.link import Finish, Flow, OrderedLink
+from kv_transfer.listener import OFFER, Listener, greet
+from kv_transfer.nixl_ends import DESCRIPTION, Handle, PassiveEnd, WritingEnd
+from kv_transfer.permissions import Permissions
+from kv_transfer.pool import Pool, source_checksums, write_slices
+from kv_transfer.streams import synchronize
+
+_PORTION_BYTES = 16 << 20
+_DEPTH = 2  # one is written, one is asked for
+_POLL_S = 20e-6
+_HELLO_TIMEOUT_S = 10.0  # a process's first end takes half a second of work
+
+
+class NixlReceiver:
+    """Listens on `host`, an address of this machine that writers can reach. ConfigError where NIXL is not
+    installed, or does not work with this pool."""
+
+    def __init__(self, pool: Pool, host: str, progress_timeout_s: float) -> None:
+        try:
+            PassiveEnd(pool.memory).close()
+        except PeerLost as error:
+            raise ConfigError(f"nixl does not work here: {error}", field="transports") from error
+        self._pool = pool
+        self._timeout_s = progress_timeout_s
+        self._permissions = Permissions()
+        self._listener = Listener(host, progress_timeout_s, self._serve)
+
+    def offer(self) -> bytes:
+        layout = wire_format.pack_layout(self._pool.layout)
+        return wire_format.pack(self._listener.offer() | {"layout": layout})
+
+    def open(self, transfer: TransferId, blocks: Sequence[int]) -> None:
+        self._permissions.open(transfer, blocks)
+
+    def revoke(self, transfer: TransferId) -> Revocation:
+        return self._permissions.revoke(transfer)
+
+    def close(self) -> None:
+        self._listener.close()
+
+    def _serve(self, connection: Connection, source: PoolLayout) -> None:
+        """On the thread of one writer, until it is gone."""
+        plan(source, self._pool.layout)
+        end = PassiveEnd(self._pool.memory)
+        granted: deque[TransferId] = deque()
+        try:
+            connection.send(end.describe(), self._timeout_s)
+            while True:
+                word = connection.receive(
+                    None, landed=bool, request_id=str, attempt=int, blocks=list
+                )
+                if word["landed"]:
+                    self._permissions.end(granted.popleft())
+                    continue
+                transfer = TransferId(word["request_id"], word["attempt"])
+                if admitted := self._permissions.admit(transfer, word["blocks"]):
+                    granted.append(transfer)
+                connection.send({"granted": admitted}, self._timeout_s)
+        finally:
+            end.close()
+            for transfer in granted:
+                self._permissions.end(transfer)
+
+
+class NixlSender:
+    """Writes from `pool` into pools that it is connected to."""
+
+    def __init__(self, pool: Pool, progress_timeout_s: float, *, checksums: bool = True) -> None:
+        self.pool = pool
+        self.timeout_s = progress_timeout_s
+        self.checksums = checksums
+
+    def connect(self, offer: bytes) -> OrderedLink:
+        fields = wire_format.unpack(offer, **OFFER, layout=dict)
+        destination = wire_format.unpack_layout(fields["layout"])
+        slices = plan(self.pool.layout, destination)
+        connection = greet(fields, self.pool.layout, self.timeout_s)
+        try:
+            described = connection.receive(_HELLO_TIMEOUT_S, **DESCRIPTION)
+            end = WritingEnd(self.pool.memory, described)
+        except BaseException:
+            connection.close()
+            raise
+        wire = _NixlWire(self, destination, slices, connection, end)
+        return OrderedLink(wire, f"nixl-{fields['host']}:{fields['port']}", self.pool.memory.device)
+
+
+class _NixlWire:
+    """A connected decode rank, on its link's thread."""
+
+    def __init__(
+        self,
+        sender: NixlSender,
+        destination: PoolLayout,
+        slices: Sequence[Slice],
+        connection: Connection,
+        end: WritingEnd,
+    ) -> None:
+        self.flow = Flow(destination.piece_bytes, _PORTION_BYTES, _DEPTH)
+        self._sender = sender
+        self._destination = destination
+        self._slices = slices
+        self._connection = connection
+        self._end = end
+
+    def begin(self, transfer: TransferId, write: Write) -> Finish:
+        pool, timeout_s = self._sender.pool, self._sender.timeout_s
+        named = {"request_id": transfer.request_id, "attempt": transfer.attempt}
+        blocks = list(write.destination_blocks)
+        self._connection.send({"landed": False, **named, "blocks": blocks}, timeout_s)
+
+        def finish() -> list[int]:
+            if not self._connection.receive(timeout_s, granted=bool)["granted"]:
+                raise Cancelled("the receiver has revoked the transfer")
+            synchronize(pool.memory.device)  # the NIC follows no stream
+            ranges = write_slices(pool.layout, self._destination, self._slices, write)
+            handle = self._end.write(ranges) if ranges else None
+            sums = self._checksums(write)  # while the bytes are on their way
+            if handle is not None:
+                self._wait(handle)
+            self._connection.send({"landed": True, **named, "blocks": blocks}, timeout_s)
+            return sums
+
+        return finish
+
+    def close(self) -> None:
+        """In this order: the connection's end tells D that nothing is written any more."""
+        self._end.close()
+        self._connection.close()
+
+    def _wait(self, handle: Handle) -> None:
+        give_up_s = time.monotonic() + self._sender.timeout_s
+        while not self._end.is_done(handle):
+            if self._connection.has_ended():
+                raise PeerLost("the other end closed the connection")
+            if time.monotonic() > give_up_s:
+                raise PeerLost(f"no portion arrived for {self._sender.timeout_s} s")
+            time.sleep(_POLL_S)
+
+    def _checksums(self, write: Write) -> list[int]:
+        if not self._sender.checksums:
+            return [0] * len(write.source_blocks)
+        return source_checksums(self._sender.pool, self._destination, self._slices, write)
