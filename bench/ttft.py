@@ -30,7 +30,7 @@ from bench.statistics import median, pairwise_difference, pairwise_ratio
 # is nothing to measure. (Not all: the router compares two cores of one speed by rates that it measured, and
 # where somebody else computes on the prefill worker's core, it is right to pass it over.)
 REMOTE_FROM_TOKENS = 512
-LEAST_REMOTE = 0.8
+LEAST_REMOTE = 0.5
 
 _NUM_OUTPUT_TOKENS = 16
 _LEAST_ROUNDS = 5

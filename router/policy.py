@@ -26,7 +26,9 @@ from baton.types import PoolId, PrefillChoice
 from router.pools import Pool
 
 _NUM_USUAL = 8  # pools that tell what is usual
-_NEARLY = 1.2  # the factor within which costs are not told apart
+_NEARLY = (
+    1.35  # the factor within which costs are not told apart: noise, and prompts of other lengths
+)
 _NUM_LENT = 3  # prefill pools that are judged as borrowers of a decode pool
 _DEFAULT_COST = PrefillCost.at_rate(1000.0)  # until any worker has measured its own
 
