@@ -66,11 +66,11 @@ class TestTtft:
 
     def test_long_prompts_that_stayed_local_fail_the_run(self) -> None:
         local, remote = Sent(1.0, 0.01, (0.01,)), Sent(1.0, 0.01, (0.01,), "prefill-0", 64)
-        pairs = [ttft.Pair(local, remote)] * 3 + [ttft.Pair(local, local)]
-        with pytest.raises(Internal, match="1 of 4 prompts of 512 tokens"):
+        pairs = [ttft.Pair(local, remote)] + [ttft.Pair(local, local)] * 3
+        with pytest.raises(Internal, match="3 of 4 prompts of 512 tokens"):
             ttft.row(512, pairs)
         row = ttft.row(32, pairs)
-        assert (row["num_remote"], row["prefill_worker"]) == (3, "decode worker, prefill-0")
+        assert (row["num_remote"], row["prefill_worker"]) == (1, "decode worker, prefill-0")
 
     def test_what_is_said_of_the_hand_off_is_of_those_that_had_one(self) -> None:
         local = ttft.Pair(Sent(1.0, 0.01, (0.01,)), Sent(9.0, 0.01, (0.01,)))
