@@ -67,7 +67,7 @@ INLINE void multiply_qk(const int rows, const float *q, int q_stride, const floa
             UNROLL for (int i = 0; i < VECS; i++) k[i] = load(kt + d * TILE + j + i * LANES);
             UNROLL for (int r = 0; r < rows; r++) {
                 vec x = splat(q[r * q_stride + d]);
-                UNROLL for (int i = 0; i < VECS; i++) acc[r][i] += x * k[i];
+                UNROLL for (int i = 0; i < VECS; i++) acc[r][i] = multiply_add(x, k[i], acc[r][i]);
             }
         }
         UNROLL for (int r = 0; r < rows; r++)
@@ -88,7 +88,7 @@ INLINE void multiply_pv(const int rows, const int vecs, float p[][TILE], const f
         UNROLL for (int i = 0; i < vecs; i++) x[i] = load(v[j] + d + i * LANES);
         UNROLL for (int r = 0; r < rows; r++) {
             vec weight = splat(p[r][j]);
-            UNROLL for (int i = 0; i < vecs; i++) sum[r][i] += weight * x[i];
+            UNROLL for (int i = 0; i < vecs; i++) sum[r][i] = multiply_add(weight, x[i], sum[r][i]);
         }
     }
     UNROLL for (int r = 0; r < rows; r++)
@@ -230,6 +230,39 @@ static void prepare(stream *ahead, const attend_job *job, const int32_t *table, 
     ahead->pace = (int)((2 * num * size / LINE - transposes + steps - 1) / steps);
 }
 
+/* LANES rows of K, of which `num` are there, as columns of `kt`. */
+static void transpose_floats(const row *rows, int num, int kind, int dim, int stride, scratch *w, float *kt)
+{
+    const float *k[LANES];
+    for (int i = 0; i < LANES; i++)
+        k[i] = i < num ? widen_row(rows[i], kind, dim, stride, w->k + i * stride) : zeros;
+    for (int d = 0; d < dim; d += 4) {
+        look_ahead(&w->ahead, 1);
+        transpose(k, d, kt + d * TILE, TILE);
+    }
+}
+
+/* The same for values of one byte: four of them move as one word, and part only where they have arrived. */
+static void transpose_bytes(const row *rows, int num, int kind, int dim, float *kt, stream *ahead)
+{
+    const float *k[LANES];
+    float scales[LANES], words[4 * LANES] __attribute__((aligned(64)));
+    for (int i = 0; i < LANES; i++) {
+        k[i] = i < num ? (const float *)rows[i].at : zeros;
+        scales[i] = i < num ? rows[i].scale : 0;
+    }
+    const vec scale = load(scales);
+    for (int d = 0; d < dim; d += 16) {
+        look_ahead(ahead, 4);
+        transpose(k, d / 4, words, LANES);
+        UNROLL for (int i = 0; i < 16; i++) {
+            const ivec word = (ivec)load(words + i / 4 * LANES);
+            const ivec top = word << (24 - i % 4 * 8); /* the byte, with what lies below it */
+            store(kt + (d + i) * TILE, kind == KV_INT8 ? int8_lanes(top, scale) : fp8_lanes(top, scale));
+        }
+    }
+}
+
 /* Positions [begin, begin + num) of one slice and KV head: K transposed, V as rows of fp32. Lanes from
  * num on read as zeros; the block table is read for positions of the tile below `begin + num` only. */
 static void read_tile(const attend_job *job, const int32_t *table, int64_t kv_head, int64_t begin,
@@ -247,15 +280,11 @@ static void read_tile(const attend_job *job, const int32_t *table, int64_t kv_he
             for (; j < num && offset < c->block_size; j++, offset++)
                 rows[part][j] = (row){values_of(c, strip) + offset * row_bytes(c), scale};
         }
-    for (int j = 0; j < TILE; j += LANES) {
-        const float *k[LANES];
-        for (int i = 0; i < LANES; i++)
-            k[i] = j + i < num ? widen_row(rows[0][j + i], c->kind, dim, stride, w->k + i * stride) : zeros;
-        for (int d = 0; d < dim; d += 4) {
-            look_ahead(&w->ahead, 1);
-            transpose(k, d, w->kt + d * TILE + j, TILE);
-        }
-    }
+    for (int j = 0; j < TILE; j += LANES)
+        if (is_quantized(c) && dim % 16 == 0)
+            transpose_bytes(rows[0] + j, num - j, c->kind, dim, w->kt + j, &w->ahead);
+        else
+            transpose_floats(rows[0] + j, num - j, c->kind, dim, stride, w, w->kt + j);
     for (int j = 0; j < num; j++)
         w->v_rows[j] = widen_row(rows[1][j], c->kind, dim, stride, w->v + j * stride);
 }

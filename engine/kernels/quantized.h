@@ -50,4 +50,15 @@ INLINE vec from_fp8(bvec q, float scale)
     return widen((hvec)(widen_bytes(q) << 7 & (int16_t)0xbf80)) * (256.0f * scale);
 }
 
+/* The same of bytes that are the highest of their lanes, each with a scale of its own. */
+INLINE vec int8_lanes(ivec top, vec scale)
+{
+    return __builtin_convertvector(top >> 24, vec) * scale + 0.5f * scale;
+}
+
+INLINE vec fp8_lanes(ivec top, vec scale)
+{
+    return (vec)(top >> 4 & (int32_t)0x87f00000) * 0x1p120f * scale; /* fp32's bias is 120 more */
+}
+
 #endif

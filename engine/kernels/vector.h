@@ -1,8 +1,8 @@
 /* Vectors as wide as the machine's, in GCC's and clang's vector extensions, so that one source serves
  * AVX-512, AVX2, SSE and NEON. Nothing here knows what is computed.
  *
- * Arithmetic is IEEE (no -ffast-math): NaN and infinity behave. `a * b + c` contracts to a fused
- * multiply-add wherever the machine has one, in every instance of a kernel alike.
+ * Arithmetic is IEEE (no -ffast-math): NaN and infinity behave. `a * b + c` may contract to a fused
+ * multiply-add; where instances of one kernel must agree to the bit, `multiply_add` says so.
  */
 #ifndef BATON_VECTOR_H
 #define BATON_VECTOR_H
@@ -10,8 +10,11 @@
 #include <stdint.h>
 #include <string.h>
 
+/* For what the vector extensions leave to the compiler: conversions of halves and bytes, fused operations. */
 #if defined(__AVX__)
-#include <immintrin.h> /* for the conversions of halves and bytes only */
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #define INLINE static inline __attribute__((always_inline))
@@ -45,6 +48,21 @@ typedef _Float16 hvec __attribute__((vector_size(LANES * 2)));
 INLINE vec splat(float x) { return x - (vec){}; } /* x - 0 is x, for -0 too */
 INLINE vec load(const float *p) { vec v; memcpy(&v, p, sizeof v); return v; }
 INLINE void store(float *p, vec v) { memcpy(p, &v, sizeof v); }
+
+/* a * b + c, fused wherever the machine can: compilers decide anew for each instance of a loop (GCC avoids
+ * chains of fused operations on some machines), so the instruction is named. */
+#if defined(__AVX512F__)
+INLINE vec multiply_add(vec a, vec b, vec c) { return (vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
+#elif defined(__AVX__) && defined(__FMA__)
+INLINE vec multiply_add(vec a, vec b, vec c) { return (vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
+#elif defined(__aarch64__)
+INLINE vec multiply_add(vec a, vec b, vec c)
+{
+    return (vec)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+}
+#else
+INLINE vec multiply_add(vec a, vec b, vec c) { return a * b + c; }
+#endif
 
 /* Compilers turn __builtin_convertvector of halves and bytes into one conversion per lane on x86 (GCC 12),
  * so the instructions are named there. Rounding is to nearest even, in every case. */

@@ -253,6 +253,37 @@ def test_bits_do_not_depend_on_chunks_batch_or_threads(
         assert np.array_equal(alone, step(native, shape, cache, batch)[2]), f"{num_threads} threads"
 
 
+@pytest.mark.parametrize("head_dim", [8, 13, 24, 40])
+def test_bits_do_not_depend_on_chunks_where_vectors_do_not_divide_a_head(
+    native: kernels.Kernels, head_dim: int
+) -> None:
+    shape = Shape(6, 2, head_dim, 16)
+    cache = Cache(shape, num_blocks=40)
+    prompt = Prompt.random(shape, cache, 100)
+    (alone,) = step(native, shape, cache, [whole(prompt)])
+    rows = [step(native, shape, cache, [Piece(prompt, at, at + 1)])[0] for at in range(100)]
+    assert np.array_equal(alone, torch.cat(rows))
+
+
+@pytest.mark.parametrize("dtype", ["int8", "fp8"])
+@pytest.mark.parametrize("head_dim", [64, 24])
+def test_bits_over_quantized_kv_do_not_depend_on_batch_or_threads(
+    native: kernels.Kernels, dtype: str, head_dim: int
+) -> None:
+    """On chunks they may depend: rows of one step share the scale of the block that they fill."""
+    shape = Shape(6, 2, head_dim, 16, dtype)
+    cache = Cache(shape, num_blocks=100)
+    prompt = Prompt.random(shape, cache, 300)
+    (alone,) = step(native, shape, cache, [whole(prompt)])
+    others = [Prompt.random(shape, cache, n) for n in (1, 77, 500)]
+    batch = [whole(others[0]), Piece(others[1], 0, 77), whole(prompt), whole(others[2])]
+    for num_threads in (1, 2, 3):
+        torch.set_num_threads(num_threads)
+        assert np.array_equal(alone, step(native, shape, cache, batch)[2]), f"{num_threads} threads"
+    (again,) = step(native, shape, cache, [Piece(prompt, 299, 300)])  # nothing comes after it
+    assert np.array_equal(alone[299:], again)
+
+
 def test_a_row_is_blind_to_what_comes_after_it(native: kernels.Kernels) -> None:
     """Infinite and NaN values of later tokens of the same chunk leave earlier rows as they are."""
     shape = Shape(num_heads=4, num_kv_heads=4)
