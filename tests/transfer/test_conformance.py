@@ -15,7 +15,7 @@ import torch
 from baton.errors import Cancelled, IncompatiblePeer, Internal, PeerLost
 from kv_transfer import wire_format
 from kv_transfer.base import Link, Revocation, TransferId, Write, Written
-from kv_transfer.layout import PoolLayout
+from kv_transfer.layout import PoolLayout, plan
 from kv_transfer.pool import Pool
 from tests.transfer.worlds import (
     BIG,
@@ -248,10 +248,20 @@ def test_many_pairs_at_once(decode: DecodeFactory, connect: Connect) -> None:
             assert receiver.pool.checksum(number + 8) == pool.checksum(2)
 
 
+@pytest.mark.parametrize(
+    "model",
+    [
+        replace(SMALL, num_kv_heads=4),
+        replace(SMALL, num_kv_heads=4, dtype="int8"),
+        replace(SMALL, num_kv_heads=2, dtype="fp8"),  # fewer heads than ranks
+        replace(SMALL, num_kv_heads=1, latent_dim=6),
+    ],
+    ids=["fp32", "int8", "fp8", "latent"],
+)
 def test_heads_are_gathered_and_scattered_across_tensor_parallel_ranks(
-    decode: DecodeFactory, connect: Connect
+    decode: DecodeFactory, connect: Connect, model: PoolLayout
 ) -> None:
-    whole = random_pool(replace(SMALL, num_kv_heads=4))
+    whole = random_pool(model)
     halves = [split(whole, 2, rank) for rank in range(2)]
     quarters = [decode(replace(whole.layout, tp_size=4, tp_rank=rank)) for rank in range(4)]
     joined = decode(whole.layout)
@@ -259,6 +269,8 @@ def test_heads_are_gathered_and_scattered_across_tensor_parallel_ranks(
         receiver.receiver.open(FIRST, [6, 7])
         parts = [0, 0]
         for half in halves:
+            if not plan(half.layout, receiver.pool.layout):
+                continue
             link = connect(half, receiver.receiver.offer())
             link.open(FIRST, [6, 7])
             sums = send(link, FIRST, SMALL.num_layers, [3, 4], [6, 7])
@@ -272,7 +284,8 @@ def test_heads_are_gathered_and_scattered_across_tensor_parallel_ranks(
 def split(whole: Pool, tp_size: int, tp_rank: int) -> Pool:
     """What this rank would hold of `whole`."""
     layout = replace(whole.layout, tp_size=tp_size, tp_rank=tp_rank)
-    shape = (layout.num_layers, layout.num_blocks, 2, layout.num_kv_heads, layout.head_bytes)
+    pieces = (layout.num_layers, layout.num_blocks, layout.num_parts)
+    shape = (*pieces, layout.num_kv_heads, layout.head_bytes)
     heads = slice(layout.heads.start, layout.heads.stop)
     return Pool(layout, whole.memory.view(shape)[:, :, :, heads].reshape(-1))
 
