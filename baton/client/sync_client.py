@@ -41,9 +41,6 @@ class _LoopThread:
             future.cancel()
             raise
 
-    def route(self, prompt: str | Sequence[int], *, model: str = "", tenant: str = "") -> Route:
-        return self._thread.run(self._client.route(prompt, model=model, tenant=tenant))
-
     def close(self) -> None:
         if not self.loop.is_closed():
             self.run(_end_other_tasks())
@@ -110,9 +107,6 @@ class Stream:
         if not self._ready:
             raise StopIteration
         return self._ready.popleft()
-
-    def route(self, prompt: str | Sequence[int], *, model: str = "", tenant: str = "") -> Route:
-        return self._thread.run(self._client.route(prompt, model=model, tenant=tenant))
 
     def close(self) -> None:
         if not self._thread.loop.is_closed():
