@@ -3,9 +3,10 @@
 Two processes, as in a cluster: this one is the prefill rank and writes, the other is the decode rank. The
 limit of a transport is measured in the same rounds, in turn with it:
 
+    cuda_ipc    a copy of as many bytes within the GPU; both processes have their pools on one
     shm         memcpy of as many bytes, one thread
-    torch_dist  as many bytes through a raw TCP socket, blocking, from one process to the other
     nixl        memcpy, as for shm
+    torch_dist  as many bytes through a raw TCP socket, blocking, from one process to the other
 
 With checksums on, a write ends when the bytes lie there and the writer knows their sums; that the reader
 then reads them once more is timed apart (`verify_gb_per_s`), and must give the same sums.
@@ -31,7 +32,7 @@ from bench.kv_reader import HOST, TIMEOUT_S, Reader
 from bench.rounds import OnStep, Steps
 from bench.statistics import median, pairwise_ratio
 from kv_transfer.base import Link, TransferId, Write
-from kv_transfer.choose import TORCH_DIST, TRANSPORTS, Senders
+from kv_transfer.choose import TRANSPORTS, Senders
 from kv_transfer.layout import PoolLayout
 from kv_transfer.pool import Pool
 
@@ -98,7 +99,8 @@ def _rows(transport: str, settings: KvSettings, steps: Steps) -> list[dict[str, 
     layout = PoolLayout(_NUM_LAYERS, _MOST_BLOCKS, _HEADS, _BLOCK_SIZE, _HEAD_DIM, "fp32")
     generator = torch.Generator().manual_seed(settings.seed)
     memory = torch.randint(0, 256, (layout.size_bytes,), dtype=torch.uint8, generator=generator)
-    pool = Pool(layout, memory)
+    pool = Pool(layout, memory.to(kv_reader.device(transport)))
+    Senders(pool, TIMEOUT_S, [transport])  # tells where it is not possible here
     rows = []
     with (
         kv_reader.started(layout, transport) as reader,
@@ -106,7 +108,12 @@ def _rows(transport: str, settings: KvSettings, steps: Steps) -> list[dict[str, 
         closing(_connect(pool, transport, reader, checksums=False)) as plain,
         closing(_connect(pool, transport, reader, checksums=True)) as summed,
     ):
-        limit = _raw_socket(raw, reader, pool) if transport == TORCH_DIST else _memcpy(pool)
+        limits = {
+            "raw socket": lambda: _raw_socket(raw, reader, pool),
+            "memcpy": lambda: _memcpy(pool),
+            "device copy": lambda: _device_copy(pool),
+        }
+        limit = limits[_limit_name(transport)]()
         side = _Side(pool, reader, {False: plain, True: summed}, limit)
         for num_blocks in settings.num_blocks:
             times = side.rounds(num_blocks, settings)
@@ -168,6 +175,23 @@ class _Side:
         return elapsed_s, list(written.checksums)
 
 
+def _limit_name(transport: str) -> str:
+    return {"torch_dist": "raw socket", "cuda_ipc": "device copy"}.get(transport, "memcpy")
+
+
+def _device_copy(pool: Pool) -> Callable[[int], float]:
+    target = torch.ones_like(pool.memory)
+
+    def limit(size_bytes: int) -> float:
+        torch.cuda.synchronize()
+        begin_s = time.perf_counter()
+        target[:size_bytes].copy_(pool.memory[:size_bytes])
+        torch.cuda.synchronize()
+        return time.perf_counter() - begin_s
+
+    return limit
+
+
 def _memcpy(pool: Pool) -> Callable[[int], float]:
     target = torch.ones_like(pool.memory)
 
@@ -202,7 +226,7 @@ def _row(transport: str, checksum: bool, size_bytes: int, times: _Times) -> dict
         "payload_bytes": size_bytes,
         "gb_per_s": size_bytes / median(ours) / 1e9,
         "limit_gb_per_s": size_bytes / median(times.limit) / 1e9,
-        "limit": "raw socket" if transport == TORCH_DIST else "memcpy",
+        "limit": _limit_name(transport),
         "fraction": fraction.median,
         "ci95": fraction.ci95,
         "n": fraction.n,

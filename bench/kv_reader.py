@@ -55,6 +55,12 @@ class Reader:
             raise Internal("the reading process has ended") from error
 
 
+def device(transport: str) -> torch.device:
+    """Where the pools of both sides lie."""
+    on_gpu = transport == "cuda_ipc" and torch.cuda.is_available()
+    return torch.device("cuda", 0) if on_gpu else torch.device("cpu")
+
+
 @contextlib.contextmanager
 def started(layout: PoolLayout, transport: str) -> Iterator[Reader]:
     """A reader with a pool of `layout`, reached by `transport` alone."""
@@ -74,19 +80,21 @@ def started(layout: PoolLayout, transport: str) -> Iterator[Reader]:
 def _main(pipe: Connection, layout: PoolLayout, transport: str) -> None:
     torch.set_num_threads(1)
     shared = SharedMemory(layout.size_bytes)
-    pool = Pool(layout, shared.memory)
+    pool = Pool(layout, shared.memory.to(device(transport)))
     receivers = Receivers(pool, shared, HOST, TIMEOUT_S, [transport])
     with socket.create_server((HOST, 0)) as listener, contextlib.suppress(EOFError):
         pipe.send((receivers.offer(), listener.getsockname()[1]))
         raw, _ = listener.accept()
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         with raw:
-            _obey(pipe, pool, receivers[transport], raw)
+            _obey(pipe, pool, receivers[transport], raw, shared)
     receivers.close()
 
 
-def _obey(pipe: Connection, pool: Pool, receiver: Receiver, raw: socket.socket) -> None:
-    memory = memoryview(pool.memory.numpy())  # type: ignore[arg-type]
+def _obey(
+    pipe: Connection, pool: Pool, receiver: Receiver, raw: socket.socket, shared: SharedMemory
+) -> None:
+    memory = memoryview(shared.memory.numpy())  # type: ignore[arg-type]
     while True:
         match pipe.recv():
             case ["open", transfer, blocks]:

@@ -29,16 +29,19 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any
 
 from baton.errors import Cancelled, ConfigError, PeerLost
 from kv_transfer import wire_format
 from kv_transfer.base import Revocation, TransferId, Write
 from kv_transfer.framing import Connection
+from kv_transfer.host import host_id
 from kv_transfer.layout import PoolLayout, Slice, plan
 from kv_transfer.link import Finish, Flow, OrderedLink
 from kv_transfer.listener import OFFER, Listener, greet
-from kv_transfer.nixl_ends import DESCRIPTION, Handle, PassiveEnd, WritingEnd
+from kv_transfer.nixl_ends import DESCRIPTION, PassiveEnd, WritingEnd
 from kv_transfer.permissions import Permissions
 from kv_transfer.pool import Pool, source_checksums, write_slices
 from kv_transfer.streams import synchronize
@@ -46,6 +49,7 @@ from kv_transfer.streams import synchronize
 _PORTION_BYTES = 16 << 20
 _DEPTH = 2  # one is written, one is asked for
 _POLL_S = 20e-6
+_LANES_WITHIN_HOST = 2  # there the lanes' threads copy; a NIC needs no more than one
 _HELLO_TIMEOUT_S = 10.0  # a process's first end takes half a second of work
 
 
@@ -65,7 +69,8 @@ class NixlReceiver:
 
     def offer(self) -> bytes:
         layout = wire_format.pack_layout(self._pool.layout)
-        return wire_format.pack(self._listener.offer() | {"layout": layout})
+        fields = self._listener.offer() | {"layout": layout, "host_id": host_id()}
+        return wire_format.pack(fields)
 
     def open(self, transfer: TransferId, blocks: Sequence[int]) -> None:
         self._permissions.open(transfer, blocks)
@@ -109,17 +114,18 @@ class NixlSender:
         self.checksums = checksums
 
     def connect(self, offer: bytes) -> OrderedLink:
-        fields = wire_format.unpack(offer, **OFFER, layout=dict)
+        fields = wire_format.unpack(offer, **OFFER, layout=dict, host_id=str)
+        num_lanes = _LANES_WITHIN_HOST if fields["host_id"] == host_id() else 1
         destination = wire_format.unpack_layout(fields["layout"])
         slices = plan(self.pool.layout, destination)
         connection = greet(fields, self.pool.layout, self.timeout_s)
         try:
             described = connection.receive(_HELLO_TIMEOUT_S, **DESCRIPTION)
-            end = WritingEnd(self.pool.memory, described)
+            lanes = [_Lane(self.pool, described) for _ in range(num_lanes)]
         except BaseException:
             connection.close()
             raise
-        wire = _NixlWire(self, destination, slices, connection, end)
+        wire = _NixlWire(self, destination, slices, connection, lanes)
         return OrderedLink(wire, f"nixl-{fields['host']}:{fields['port']}", self.pool.memory.device)
 
 
@@ -132,14 +138,14 @@ class _NixlWire:
         destination: PoolLayout,
         slices: Sequence[Slice],
         connection: Connection,
-        end: WritingEnd,
+        lanes: Sequence[_Lane],
     ) -> None:
         self.flow = Flow(destination.piece_bytes, _PORTION_BYTES, _DEPTH)
         self._sender = sender
         self._destination = destination
         self._slices = slices
         self._connection = connection
-        self._end = end
+        self._lanes = lanes
 
     def begin(self, transfer: TransferId, write: Write) -> Finish:
         pool, timeout_s = self._sender.pool, self._sender.timeout_s
@@ -152,10 +158,12 @@ class _NixlWire:
                 raise Cancelled("the receiver has revoked the transfer")
             synchronize(pool.memory.device)  # the NIC follows no stream
             ranges = write_slices(pool.layout, self._destination, self._slices, write)
-            handle = self._end.write(ranges) if ranges else None
+            shares = zip(self._lanes, _shares(ranges, len(self._lanes)), strict=False)
+            moves = [lane.move(share, self._connection, timeout_s) for lane, share in shares]
             sums = self._checksums(write)  # while the bytes are on their way
-            if handle is not None:
-                self._wait(handle)
+            wait(moves)
+            for move in moves:
+                move.result()
             self._connection.send({"landed": True, **named, "blocks": blocks}, timeout_s)
             return sums
 
@@ -163,19 +171,58 @@ class _NixlWire:
 
     def close(self) -> None:
         """In this order: the connection's end tells D that nothing is written any more."""
-        self._end.close()
+        for lane in self._lanes:
+            lane.close()
         self._connection.close()
-
-    def _wait(self, handle: Handle) -> None:
-        give_up_s = time.monotonic() + self._sender.timeout_s
-        while not self._end.is_done(handle):
-            if self._connection.has_ended():
-                raise PeerLost("the other end closed the connection")
-            if time.monotonic() > give_up_s:
-                raise PeerLost(f"no portion arrived for {self._sender.timeout_s} s")
-            time.sleep(_POLL_S)
 
     def _checksums(self, write: Write) -> list[int]:
         if not self._sender.checksums:
             return [0] * len(write.source_blocks)
         return source_checksums(self._sender.pool, self._destination, self._slices, write)
+
+
+class _Lane:
+    """A way to the other end, and a thread that moves bytes along it."""
+
+    def __init__(self, pool: Pool, described: dict[str, Any]) -> None:
+        self._end = WritingEnd(pool.memory, described)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="nixl-lane")
+
+    def move(
+        self, ranges: Sequence[Slice], connection: Connection, timeout_s: float
+    ) -> Future[None]:
+        """Done when all of them lie at the other end; PeerLost where they will not."""
+        return self._thread.submit(self._move, ranges, connection, timeout_s)
+
+    def close(self) -> None:
+        self._thread.shutdown()
+        self._end.close()
+
+    def _move(self, ranges: Sequence[Slice], connection: Connection, timeout_s: float) -> None:
+        handle = self._end.write(ranges)
+        give_up_s = time.monotonic() + timeout_s
+        while not self._end.is_done(handle):
+            if connection.has_ended():
+                raise PeerLost("the other end closed the connection")
+            if time.monotonic() > give_up_s:
+                raise PeerLost(f"a portion did not arrive within {timeout_s} s")
+            time.sleep(_POLL_S)
+
+
+def _shares(ranges: Sequence[Slice], most: int) -> Iterator[Sequence[Slice]]:
+    """At most `most` parts of about as many bytes, none empty."""
+    target = -(-sum(part.size_bytes for part in ranges) // most)
+    share: list[Slice] = []
+    room = target
+    for part in ranges:
+        source, destination, left = part.source, part.destination, part.size_bytes
+        while left:
+            size = min(left, room)
+            share.append(Slice(source, destination, size))
+            source, destination = source + size, destination + size
+            left, room = left - size, room - size
+            if not room:
+                yield share
+                share, room = [], target
+    if share:
+        yield share
