@@ -27,7 +27,7 @@ from tests.faults.writers import Writer
 
 # Shorter than a cluster's: what is waited for here happens thousands of times.
 TIMES = Times(worker_lease_s=3.0, block_hold_s=1.5, progress_timeout_s=0.5, fence_timeout_s=1.0)
-_AT_A_TIME = 24  # requests of each transport
+_AT_A_TIME = 20  # requests of each transport
 _HUNG_S = 30.0
 _MOST_ATTEMPTS = 3
 _CANCEL_WITHIN_S = 0.03
@@ -117,7 +117,7 @@ class _Stage:
             Writer(
                 Place(transport, worker_id(transport, number), 0, TIMES),
                 lambda fault: self._struck.update([fault]),
-                lambda: self._dice.uniform(0.2, 2.0),
+                lambda: self._dice.uniform(0.2, 1.5),
             )
             for number in range(NUM_PREFILL_WORKERS)
         ]

@@ -34,19 +34,19 @@ class Fault(Enum):
 
 # How many of each are in a deck. What takes a second is rare.
 _CARDS = {
-    Fault.NONE: 12,
-    Fault.FLIP_IN_FLIGHT: 5,
-    Fault.FLIP_AFTER_WRITE: 5,
-    Fault.WRITER_KILLED: 2,
+    Fault.NONE: 24,
+    Fault.FLIP_IN_FLIGHT: 8,
+    Fault.FLIP_AFTER_WRITE: 8,
+    Fault.WRITER_KILLED: 3,
     Fault.WRITER_STOPPED: 2,
-    Fault.CANCELLED: 5,
-    Fault.STREAM_LOST: 2,
-    Fault.LINK_LOST: 2,
-    Fault.DEADLINE: 5,
+    Fault.CANCELLED: 8,
+    Fault.STREAM_LOST: 3,
+    Fault.LINK_LOST: 3,
+    Fault.DEADLINE: 8,
     Fault.SLOW_LINK: 2,
-    Fault.POOL_EXHAUSTED: 3,
+    Fault.POOL_EXHAUSTED: 4,
     Fault.HOLD_EXPIRED: 2,
-    Fault.LATE_WORDS: 4,
+    Fault.LATE_WORDS: 6,
 }
 _LONG = frozenset({Fault.SLOW_LINK, Fault.HOLD_EXPIRED})
 

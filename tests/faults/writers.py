@@ -35,12 +35,12 @@ class Writer:
         self._struck = struck
         self._wake_after_s = wake_after_s
         self._loop = asyncio.get_running_loop()
-        self._closing = False
+        self._again: asyncio.Task[None] | None = None  # the latest restart
+        self._accounts: asyncio.Future[Accounts] | None = None  # that were asked for
+        self.choice: PrefillChoice | None = None  # None while it is dead
 
     async def start(self) -> None:
-        self._accounts: asyncio.Future[Accounts] | None = None
         self._address: asyncio.Future[str] = self._loop.create_future()
-        self._dead: asyncio.Future[None] = self._loop.create_future()
         self._place = replace(self._place, incarnation=next(_incarnations))
         self._pipe, theirs = _FORKS.Pipe()
         self._process = _FORKS.Process(target=main, args=(self._place, theirs), daemon=True)
@@ -49,17 +49,19 @@ class Writer:
         self._loop.add_reader(self._pipe.fileno(), self._hear)
         self._proxy = Proxy(await self._address)
         await self._proxy.start()
-        self.choice: PrefillChoice | None = PrefillChoice(
+        self.choice = PrefillChoice(
             PoolId(self._place.worker_id), self._place.incarnation, self._proxy.address
         )
 
     async def accounts(self) -> Accounts:
+        """Whoever dies meanwhile holds nothing."""
+        await self._restarted()
         self._accounts = self._loop.create_future()
         self._pipe.send("accounts")
         return await self._accounts
 
     async def close(self) -> None:
-        self._closing = True
+        await self._restarted()
         await self._proxy.close()
         self._loop.remove_reader(self._pipe.fileno())
         self._pipe.close()
@@ -74,6 +76,9 @@ class Writer:
             word = self._pipe.recv()
         except (EOFError, ConnectionResetError):
             self._loop.remove_reader(self._pipe.fileno())
+            self.choice = None
+            if self._accounts is not None and not self._accounts.done():
+                self._accounts.set_result(Accounts(0, 0))
             self._again = self._loop.create_task(self._restart())
             return
         match word:
@@ -95,8 +100,11 @@ class Writer:
             assert pid is not None
             self._loop.call_later(self._wake_after_s(), os.kill, pid, signal.SIGCONT)
 
+    async def _restarted(self) -> None:
+        if self._again is not None:
+            await self._again
+
     async def _restart(self) -> None:
-        self.choice = None
         self._pipe.close()
         await asyncio.to_thread(self._process.join)
         assert self._process.exitcode == -signal.SIGKILL, f"it ended by {self._process.exitcode}"
