@@ -22,7 +22,7 @@ from kv_transfer.pool import Pool
 from tests.faults.dealing import NUM_PREFILL_WORKERS, Deal, Fault, deal, worker_id
 from tests.faults.decode import MAX_TOKENS, Decode, Life
 from tests.faults.hash_model import LAYOUT, expected_output
-from tests.faults.prefill import Place
+from tests.faults.prefill import Place, Struck
 from tests.faults.writers import Writer
 
 # Shorter than a cluster's: what is waited for here happens thousands of times.
@@ -37,7 +37,8 @@ _SETTLE_TRIES = 400  # twenty to the second
 @dataclass(slots=True)
 class Result:
     """`hung`: requests without an answer in time. `leaked_blocks`: held or quarantined by nobody.
-    `wrong_bytes`: of KV that was decoded from. `failed`: requests that ended otherwise than they should."""
+    `wrong_bytes`: of KV that was decoded from. `failed`: requests that ended otherwise than they should.
+    `rerouted_after_s`: from each kill of a writer until its request was asked of another."""
 
     transfers: int
     seed: int
@@ -51,6 +52,7 @@ class Result:
     leaked_blocks: int = 0
     wrong_bytes: int = 0
     failed: list[str] = field(default_factory=list)
+    rerouted_after_s: list[float] = field(default_factory=list)
     elapsed_s: float = 0.0
 
     @property
@@ -112,11 +114,12 @@ class _Stage:
         self._result = result
         self._dice = random.Random(f"{seed} {transport}")
         self._struck: Counter[Fault] = Counter()
+        self._killed_s: dict[str, float] = {}  # when, by request id
         self._decode = Decode(transport, TIMES, self._reroute)
         self._writers = [
             Writer(
                 Place(transport, worker_id(transport, number), 0, TIMES),
-                lambda fault: self._struck.update([fault]),
+                self._strikes,
                 lambda: self._dice.uniform(0.2, 1.5),
             )
             for number in range(NUM_PREFILL_WORKERS)
@@ -200,8 +203,15 @@ class _Stage:
             case _:
                 self._result.failed.append(f"{deal.request_id} ends with {error!r}")
 
+    def _strikes(self, struck: Struck) -> None:
+        self._struck[struck.fault] += 1
+        if struck.fault is Fault.WRITER_KILLED:
+            self._killed_s[struck.request_id] = time.monotonic()
+
     def _reroute(self, life: Life) -> PrefillChoice | None:
         """Another worker, and after some attempts none."""
+        if killed_s := self._killed_s.pop(life.deal.request_id, None):
+            self._result.rerouted_after_s.append(round(time.monotonic() - killed_s, 3))
         if life.num_lost >= _MOST_ATTEMPTS:
             return None
         return self._choice(life.deal, (life.deal.worker + life.num_lost) % NUM_PREFILL_WORKERS)

@@ -29,7 +29,7 @@ class Writer:
     stopped."""
 
     def __init__(
-        self, place: Place, struck: Callable[[Fault], None], wake_after_s: Callable[[], float]
+        self, place: Place, struck: Callable[[Struck], None], wake_after_s: Callable[[], float]
     ) -> None:
         self._place = place
         self._struck = struck
@@ -87,9 +87,9 @@ class Writer:
             case Accounts():
                 assert self._accounts is not None
                 self._accounts.set_result(word)
-            case Struck(fault):
-                self._struck(fault)
-                self._assist(fault)
+            case Struck():
+                self._struck(word)
+                self._assist(word.fault)
 
     def _assist(self, fault: Fault) -> None:
         """What somebody else has to do about it."""
