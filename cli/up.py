@@ -71,7 +71,12 @@ _FOR_CLUSTER = ("num_routers", "num_prefill_workers", "num_decode_workers", "ray
 @click.option("--max-step-s", type=float, help="Longest engine step in seconds (default 0.25).")
 @click.option("--max-chunk-tokens", type=int, help="Prompt tokens in a step at most (default 512).")
 @click.option("--state", help="redis://host:port/db that routers and workers share.")
-@click.option("--transport", "transports", multiple=True, help="shm or torch_dist; repeatable.")
+@click.option(
+    "--transport",
+    "transports",
+    multiple=True,
+    help="cuda_ipc, shm, nixl or torch_dist; repeatable (default: all that work here).",
+)
 @json_option
 def up(config: Path | None, as_json: bool, **flags: Any) -> None:
     """Start routers, prefill workers and decode workers, and run until Ctrl-C.

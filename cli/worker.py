@@ -50,7 +50,12 @@ if TYPE_CHECKING:
 @click.option("--host", help="Address to listen on (default 127.0.0.1).")
 @click.option("--port", type=int, help="Port to listen on (default: any free one).")
 @click.option("--cores", help="CPU cores to use, as 0,1 (default: all).")
-@click.option("--transport", "transports", multiple=True, help="shm or torch_dist; repeatable.")
+@click.option(
+    "--transport",
+    "transports",
+    multiple=True,
+    help="cuda_ipc, shm, nixl or torch_dist; repeatable (default: all that work here).",
+)
 @click.option("--router", "routers", multiple=True, help="host:port of a router; repeatable.")
 @click.option("--state", help="redis://host:port/db that all routers read, instead of --router.")
 @click.option("--log-level", default="info", show_default=True)

@@ -32,7 +32,9 @@ async def run(config: PrefillConfig, engine: LoadedEngine) -> None:
     role = PrefillRequests(scheduler, config.host.times.block_hold_s)
     timeout_s = config.host.times.progress_timeout_s
     pool = engine.pool()
-    senders = Faults.from_environment().senders(pool, lambda pool: Senders(pool, timeout_s))
+    senders = Faults.from_environment().senders(
+        pool, lambda pool: Senders(pool, timeout_s, config.host.transports)
+    )
     service = PrefillService(senders.connect)
 
     def deliver(commands: Commands) -> None:

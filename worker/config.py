@@ -13,7 +13,7 @@ class HostConfig:
     """`routers`: addresses of every router's gRPC port; not needed where `state` names a Redis that all
     routers read. `worker_id` and `model_name` may be empty: then they are made from the process and from
     the checkpoint's folder. `cores`: the CPU cores this worker may use; empty means all. `transports`: of
-    the hand-off, those that a decode worker offers."""
+    the hand-off, those that it may use; what does not work on this machine is left out."""
 
     worker_id: str = ""
     model_name: str = ""
@@ -22,7 +22,7 @@ class HostConfig:
     routers: tuple[str, ...] = ("127.0.0.1:50051",)
     state: str = "embedded"
     cores: tuple[int, ...] = ()
-    transports: tuple[str, ...] = ("shm", "torch_dist")
+    transports: tuple[str, ...] = ("cuda_ipc", "shm", "nixl", "torch_dist")
     drain_grace_s: float = 30.0
     engine: EngineConfig = field(default_factory=lambda: EngineConfig(model=""))
     times: Times = field(default_factory=Times)

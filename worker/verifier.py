@@ -6,6 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from kv_transfer.pool import Pool
+from kv_transfer.streams import use_side_stream
 
 Arrived = Callable[[int], None]
 
@@ -19,7 +20,9 @@ class Verifier:
         self._pool = pool
         self._verify = verify
         self._arrived = arrived
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="verify")
+        self._thread = ThreadPoolExecutor(
+            1, "verify", initializer=use_side_stream, initargs=(pool.memory.device,)
+        )
 
     def checksum(self, block: int, told: int) -> Future[int]:
         """Of `block` as it lies here now. `told`: what its writer says it is."""

@@ -8,6 +8,8 @@ python -m tests.transfer.peer decode KIND     says its offer, opens every transf
 import sys
 import threading
 
+import torch
+
 from kv_transfer.base import Link, TransferId, Write
 from kv_transfer.peer_process import own_process_id
 from tests.transfer.worlds import BIG, make_decode, make_sender, random_pool
@@ -57,4 +59,6 @@ def say(line: str) -> None:
 
 
 if __name__ == "__main__":
+    if sys.argv[2] == "cuda_ipc":
+        torch.set_default_device("cuda")
     {"prefill": prefill, "decode": decode}[sys.argv[1]](sys.argv[2])

@@ -20,7 +20,6 @@ from kv_transfer.pool import Pool
 from kv_transfer.shm import SharedMemory, ShmReceiver, ShmSender
 from tests.transfer.worlds import SMALL, random_pool, send
 
-
 BY_NETWORK = "nixl" if nixl_is_installed() else "torch_dist"
 
 

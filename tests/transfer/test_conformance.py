@@ -20,6 +20,7 @@ from kv_transfer.pool import Pool
 from tests.transfer.worlds import (
     BIG,
     KINDS,
+    MAPPED_KINDS,
     SMALL,
     Decode,
     make_decode,
@@ -200,7 +201,7 @@ def test_what_is_revoked_by_proof_never_changes(
         receiver.receiver.open(transfer, [1, 2])
         link.open(transfer, [1, 2])
     revocation = receiver.receiver.revoke(FIRST)
-    assert revocation is (Revocation.NEEDS_FENCE if kind == "shm" else Revocation.PROVEN)
+    assert revocation is (Revocation.NEEDS_FENCE if kind in MAPPED_KINDS else Revocation.PROVEN)
     if revocation is Revocation.PROVEN:
         with pytest.raises(Cancelled):
             link.write(FIRST, Write(0, [3, 4], [1, 2])).result(timeout=30)
@@ -312,7 +313,7 @@ def test_a_closed_receiver_takes_no_new_links(
     receiver.receiver.close()
     with pytest.raises(PeerLost):
         connect(random_pool(SMALL), offer)
-    if kind != "shm":  # a mapping outlives its name
+    if kind not in MAPPED_KINDS:  # a mapping outlives its name
         with pytest.raises(PeerLost):
             link.write(FIRST, Write(0, [1], [1])).result(timeout=30)
         with pytest.raises(PeerLost):  # and so is every later one

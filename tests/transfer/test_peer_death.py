@@ -16,6 +16,7 @@ from kv_transfer.peer_process import PeerProcess, ProcessId
 from tests.transfer.peer import BLOCKS, TRANSFER
 from tests.transfer.worlds import (
     BIG,
+    MAPPED_KINDS,
     OPTIONAL_KINDS,
     TIMEOUT_S,
     Decode,
@@ -115,7 +116,7 @@ def test_a_killed_writer_writes_no_more(kind: str, start: Start, decode: Decode)
     writer.signal(signal.SIGKILL)
     assert watch.wait(10)
     watch.close()
-    if kind != "shm":  # a dead process's bytes may still lie in the kernel's buffers
+    if kind not in MAPPED_KINDS:  # a dead process's bytes may still lie in the kernel's buffers
         wait_for(lambda: is_proven(decode.receiver))
     decode.pool.memory.fill_(REUSED)
     survivor = start("prefill")  # the receiver serves others as before
@@ -186,7 +187,7 @@ def test_a_stopped_reader_is_given_up_where_it_is_needed(kind: str, start: Start
     link.open(TRANSFER, BLOCKS)
     reader.signal(signal.SIGSTOP)
     lost = link.write(TRANSFER, Write(0, BLOCKS, BLOCKS)).exception(timeout=2 * TIMEOUT_S + 5)
-    if kind == "shm":  # which needs nothing from it
+    if kind in MAPPED_KINDS:  # which needs nothing from it
         assert lost is None
     else:
         assert isinstance(lost, PeerLost)

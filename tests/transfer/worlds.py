@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from kv_transfer.base import Link, Receiver, Sender, TransferId, Write
+from kv_transfer.cuda_ipc import CudaIpcReceiver, CudaIpcSender
 from kv_transfer.layout import PoolLayout
 from kv_transfer.loopback import LoopbackReceiver, LoopbackSender
 from kv_transfer.nixl import NixlReceiver, NixlSender
@@ -16,6 +17,7 @@ from kv_transfer.pool import Pool
 from kv_transfer.shm import SharedMemory, ShmReceiver, ShmSender
 from kv_transfer.torch_dist import TorchDistReceiver, TorchDistSender
 
+MAPPED_KINDS = ("shm", "cuda_ipc")  # nobody can take a mapping back
 OPTIONAL_KINDS = ("nixl",) if nixl_is_installed() else ()
 KINDS = ("loopback", "shm", "torch_dist", *OPTIONAL_KINDS)
 TIMEOUT_S = 2.0
@@ -40,6 +42,9 @@ def make_decode(kind: str, layout: PoolLayout) -> Decode:
         shared = SharedMemory(layout.size_bytes)
         return Decode(Pool(layout, shared.memory), ShmReceiver(layout, shared))
     pool = Pool(layout, torch.zeros(layout.size_bytes, dtype=torch.uint8))
+    if kind == "cuda_ipc":
+        torch.cuda.synchronize()  # it is zero before others write, on streams of their own
+        return Decode(pool, CudaIpcReceiver(pool))
     if kind == "loopback":
         return Decode(pool, LoopbackReceiver(pool))
     if kind == "nixl":
@@ -48,6 +53,8 @@ def make_decode(kind: str, layout: PoolLayout) -> Decode:
 
 
 def make_sender(kind: str, pool: Pool, *, checksums: bool = True) -> Sender:
+    if kind == "cuda_ipc":
+        return CudaIpcSender(pool, checksums=checksums)
     if kind == "shm":
         return ShmSender(pool, checksums=checksums)
     if kind == "loopback":
@@ -58,11 +65,11 @@ def make_sender(kind: str, pool: Pool, *, checksums: bool = True) -> Sender:
 
 
 def random_pool(layout: PoolLayout, seed: int = 1) -> Pool:
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     memory = torch.randint(
-        1, 256, (layout.size_bytes,), dtype=torch.uint8, generator=generator
+        1, 256, (layout.size_bytes,), dtype=torch.uint8, generator=generator, device="cpu"
     )  # no zeros: what has landed is seen
-    return Pool(layout, memory)
+    return Pool(layout, memory.to(torch.get_default_device()))
 
 
 def send(
