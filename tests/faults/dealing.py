@@ -45,7 +45,7 @@ _CARDS = {
     Fault.DEADLINE: 8,
     Fault.SLOW_LINK: 2,
     Fault.POOL_EXHAUSTED: 4,
-    Fault.HOLD_EXPIRED: 2,
+    Fault.HOLD_EXPIRED: 4,
     Fault.LATE_WORDS: 6,
 }
 _LONG = frozenset({Fault.SLOW_LINK, Fault.HOLD_EXPIRED})
