@@ -32,7 +32,7 @@ TINY_POOL: dict[str, Any] = {
     "max_model_len": MAX_PROMPT + MAX_NEW + 20,
     "max_chunk_tokens": 64,
 }
-NARROW_GATE = {"BATON_ROUTER_MAX_IN_FLIGHT_PER_POOL": "40"}
+NARROW_GATE = {"BATON_ROUTER_ADMISSION_MAX_IN_FLIGHT_PER_POOL": "40"}
 
 Prompt = str | list[int]
 

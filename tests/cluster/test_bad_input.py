@@ -264,7 +264,7 @@ def bounded(checkpoint: Path) -> Iterator[LocalCluster]:
         str(checkpoint),
         worker_flags={"num_blocks": 256},
         router_flags={"max_waiting": 1000},
-        environment={"BATON_ROUTER_MAX_IN_FLIGHT_PER_POOL": "20"},
+        environment={"BATON_ROUTER_ADMISSION_MAX_IN_FLIGHT_PER_POOL": "20"},
     ) as cluster:
         yield cluster
 

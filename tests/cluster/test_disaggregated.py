@@ -22,7 +22,7 @@ from tests.cluster.exactness import (
 )
 
 # Tiny models prefill faster than a hand-off takes: only this price sends prompts away.
-ALWAYS_REMOTE = {"BATON_ROUTER_POLICY_INTERFERENCE": "1000"}
+ALWAYS_REMOTE = {"BATON_ROUTER_POLICY_INTERFERENCE": "1000000"}
 KV_BYTES_PER_TOKEN = 2 * 3 * 2 * 16 * 4  # K and V, layers, KV heads, head_dim, fp32
 
 

@@ -42,7 +42,7 @@ def started(checkpoint: Path, **counts: int) -> RayCluster:
 @pytest.fixture(autouse=True)
 def always_remote(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiny models prefill faster than a hand-off takes: only this price sends prompts away."""
-    monkeypatch.setenv("BATON_ROUTER_POLICY_INTERFERENCE", "1000")
+    monkeypatch.setenv("BATON_ROUTER_POLICY_INTERFERENCE", "1000000")
 
 
 async def killed(cluster: RayCluster, name: str) -> float:

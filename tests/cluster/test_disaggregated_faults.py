@@ -18,7 +18,7 @@ from tests.cluster.load import Ask, make_asks
 from tests.cluster.watching import explained, settled
 
 WORKERS = {"deterministic": True, "num_blocks": 80}
-ALWAYS_REMOTE = {"BATON_ROUTER_POLICY_INTERFERENCE": "1000"}
+ALWAYS_REMOTE = {"BATON_ROUTER_POLICY_INTERFERENCE": "1000000"}
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

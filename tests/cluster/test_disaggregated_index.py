@@ -61,7 +61,7 @@ async def cached_by(worker: WorkerInfo) -> set[BlockId]:
 
 
 async def test_the_index_is_what_the_workers_have_cached(checkpoint: Path) -> None:
-    async with routed(checkpoint, interference=200) as (cluster, router, client):
+    async with routed(checkpoint, interference=1e5) as (cluster, router, client):
         index = router._fleet.index
         async with followed(client) as events:
             kinds = await make_kinds(client, num_kinds=40)
@@ -93,7 +93,7 @@ async def test_a_conversation_returns_to_its_worker_and_moves_only_what_is_new(
     """Several conversations in turns, every prompt computed on a prefill worker."""
     rng = random.Random(3)
     options: dict[str, Any] = {"max_tokens": 40, "temperature": 0.0, "ignore_eos": True}
-    async with routed(checkpoint, interference=1000, num_blocks=200, max_model_len=1000) as (
+    async with routed(checkpoint, interference=1e6, num_blocks=200, max_model_len=1000) as (
         _,
         _,
         client,

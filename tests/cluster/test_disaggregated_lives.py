@@ -15,7 +15,7 @@ from tests.cluster.lives import NARROW_GATE, NUM_BLOCKS, TINY_POOL, Kind, follow
 from tests.cluster.watching import explained
 
 # Some prompts go to prefill workers, some are computed where they are decoded.
-MIXED = {**NARROW_GATE, "BATON_ROUTER_POLICY_INTERFERENCE": "200"}
+MIXED = {**NARROW_GATE, "BATON_ROUTER_POLICY_INTERFERENCE": "100000"}
 NUM_REQUESTS = 500  # per transport
 
 

@@ -22,7 +22,7 @@ FLAGS: dict[str, Any] = {
     "max_chunk_tokens": 160,
 }
 # Tiny models prefill faster than a hand-off takes: only these prices send prompts and prefixes away.
-PRICES = {"BATON_ROUTER_POLICY_INTERFERENCE": "1000", "BATON_ROUTER_POLICY_HAND_OFF_S": "0"}
+PRICES = {"BATON_ROUTER_POLICY_INTERFERENCE": "1000000", "BATON_ROUTER_POLICY_HAND_OFF_S": "0"}
 
 
 def first_turn() -> list[int]:

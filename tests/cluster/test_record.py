@@ -11,7 +11,7 @@ from planner.redecide import redecide
 from router.policy import PolicySettings
 
 # Tiny models prefill faster than a hand-off takes: only this price sends prompts away.
-INTERFERENCE = 1000.0
+INTERFERENCE = 1e6
 
 
 def test_a_live_run_is_decided_again_from_its_record(checkpoint: Path, tmp_path: Path) -> None:

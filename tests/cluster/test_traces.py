@@ -53,7 +53,7 @@ def test_the_collector_sees_where_a_requests_time_went(
             str(checkpoint),
             num_prefill_workers=1,
             router_flags={"otlp_endpoint": endpoint},
-            environment={"BATON_ROUTER_POLICY_INTERFERENCE": "1000"},
+            environment={"BATON_ROUTER_POLICY_INTERFERENCE": "1000000"},
         ) as cluster,
         Client(cluster.address) as client,
     ):
