@@ -60,8 +60,10 @@ def are_exact(answers: list[Generation | BaseException], asks: list[Ask]) -> lis
 
 
 def counted(metrics: str, name: str) -> float:
-    [line] = [line for line in metrics.splitlines() if line.startswith(f"{name}_total ")]
-    return float(line.split()[1])
+    """Over all transports."""
+    lines = [line for line in metrics.splitlines() if line.startswith(f"{name}_total{{")]
+    assert lines
+    return sum(float(line.split()[1]) for line in lines)
 
 
 @pytest.mark.parametrize(
