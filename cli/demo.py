@@ -9,6 +9,7 @@ of their logs, where anything fails.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 import uuid
@@ -26,6 +27,9 @@ MODEL_NAME = "shakespeare"
 PROMPT = (Path(__file__).parents[1] / "demo" / "prompt.txt").read_text()
 MAX_TOKENS = 160
 SEED = 1
+
+# So small a model prefills faster than a hand-off takes, and a router would rightly keep the prompt.
+_ALWAYS_REMOTE = {"BATON_ROUTER_POLICY_LOCAL_PREFILL": "false"}
 
 # In the environment of every process of the demo, and of whatever those start.
 _MARK = "BATON_DEMO_RUN"
@@ -53,6 +57,7 @@ def _run(mark: str) -> None:
         raise ConfigError("is missing; demo/train.py makes it", field=str(MODEL))
     out = console()
     out.print("starting a router, a prefill worker and a decode worker", style="dim")
+    os.environ.update(_ALWAYS_REMOTE)
     started_s = time.monotonic()
     workers = {"model": str(MODEL), "model_name": MODEL_NAME, "num_blocks": 256}
     spec = read(Settings(router={"grpc_port": 0, "http_port": 0}, workers=workers))
