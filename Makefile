@@ -127,6 +127,9 @@ bench: $(STAMP) ## measure everything, beside this machine's own limits
 	@$(BIN)/baton bench engine
 	@$(BIN)/baton bench ttft
 	@$(BIN)/baton bench interference
+	@$(BIN)/baton bench kv
+	@$(BIN)/baton bench router
+	@$(BIN)/baton bench perplexity
 	@$(BIN)/python -m bench.attention
 
 .PHONY: clean

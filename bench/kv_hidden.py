@@ -186,7 +186,9 @@ class _Prefill:
         exposed_s = time.perf_counter() - ended_s
         self._role.handle(Confirm(ask.key), time.monotonic())
         pusher.perform(self._role.take_commands().orders)
-        self._role.handle(events.get(timeout=_GIVE_UP_S), time.monotonic())
+        while not isinstance(event := events.get(timeout=_GIVE_UP_S), FenceDone):
+            self._role.handle(event, time.monotonic())
+        self._role.handle(event, time.monotonic())
         pusher.close()
         return Took(took.prefill_s, exposed_s)
 

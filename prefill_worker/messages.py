@@ -70,6 +70,13 @@ class WriteFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class Delivered:
+    """Some of its blocks have just arrived at the reader's: it is there, and needs the rest."""
+
+    key: Key
+
+
+@dataclass(frozen=True, slots=True)
 class FenceDone:
     """Nothing is read from or written for this transfer any more."""
 
@@ -85,7 +92,9 @@ class Borrowed:
     ok: bool
 
 
-Event = Ask | Cancel | Confirm | Resend | ReaderLost | WriteFailed | FenceDone | Borrowed
+Event = (
+    Ask | Cancel | Confirm | Resend | ReaderLost | WriteFailed | Delivered | FenceDone | Borrowed
+)
 
 
 # Orders to the hand-off

@@ -22,6 +22,7 @@ from kv_transfer.checksum import MODULUS
 from prefill_worker.messages import (
     BlockWrites,
     Borrow,
+    Delivered,
     Event,
     Fence,
     FenceDone,
@@ -157,8 +158,11 @@ class Pusher:
                 known = error if isinstance(error, BatonError) else Internal(repr(error))
                 self._failed(key, known)
             return
-        for arrived in self._arrived(key, writes, num_layers, future.result()):
+        runs = self._arrived(key, writes, num_layers, future.result())
+        for arrived in runs:
             self._announce(key, arrived)
+        if runs:
+            self._post(Delivered(key))
 
     def _arrived(
         self, key: Key, writes: BlockWrites, num_layers: int, written: Written

@@ -32,6 +32,7 @@ from prefill_worker.messages import (
     Cancel,
     Commands,
     Confirm,
+    Delivered,
     Event,
     Failed,
     Fence,
@@ -128,6 +129,9 @@ class PrefillRequests:
                 self._resend(known, logical)
             case WriteFailed(_, error):
                 self._fence(known, error)
+            case Delivered():
+                if known.held_until_s is not None:
+                    known.held_until_s = now_s + self._block_hold_s
             case Borrowed(_, ok):
                 self._borrowed(known, ok)
             case FenceDone():

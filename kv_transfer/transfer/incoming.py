@@ -160,10 +160,9 @@ class Incoming:
             return []
         match event:
             case PeerHeard():
-                self._deadline_s = now_s + self._times.progress_timeout_s
+                self._wait_on(now_s)
                 return []
             case BlocksSent(first_block, checksums):
-                self._deadline_s = now_s + self._times.progress_timeout_s
                 return self._arrived(first_block, checksums, now_s)
             case BlockRead(block, checksum):
                 return self._read(block, checksum, now_s)
@@ -192,7 +191,14 @@ class Incoming:
         for block, checksum in zip(blocks, checksums, strict=True):
             self._states[block] = _Block.ARRIVED
             self._expected_sum[block] = checksum
+        self._wait_on(now_s)
         return [ReadBlock(block) for block in blocks]
+
+    def _wait_on(self, now_s: float) -> None:
+        """The progress timeout starts anew; where nothing is expected of P it has ended: how long D's own
+        reading takes is no fault of P's."""
+        expects = _Block.EXPECTED in self._states.values()
+        self._deadline_s = now_s + self._times.progress_timeout_s if expects else None
 
     def _read(self, block: int, checksum: int, now_s: float) -> list[IncomingCommand]:
         if checksum == self._expected_sum[block]:
@@ -206,6 +212,7 @@ class Incoming:
             return self._give_up(error, now_s)
         self._num_resends[block] += 1
         self._states[block] = _Block.EXPECTED
+        self._wait_on(now_s)
         return [AskResend((block,))]
 
     def _give_up(self, error: BatonError, now_s: float) -> list[IncomingCommand]:

@@ -89,6 +89,14 @@ def test_silence_after_it_is(book: Incoming) -> None:
     assert isinstance(gave_up.error, PeerLost)
 
 
+def test_a_reader_that_is_slow_itself_does_not_blame_the_writer(book: Incoming) -> None:
+    book.handle(BlocksSent(4, [40, 50, 60]), 0.0)
+    assert book.deadline_s is None
+    assert book.tick(100.0) == []
+    assert book.handle(BlockRead(4, 41), 100.0) == [AskResend((4,))]
+    assert book.deadline_s == 101.0  # it is the writer's turn again
+
+
 def test_a_writer_that_owes_its_word_is_to_be_killed_once(book: Incoming) -> None:
     assert book.handle(Abandon(), 5.0) == [Quarantine((4, 5, 6)), AskFence()]
     assert book.deadline_s == 7.0

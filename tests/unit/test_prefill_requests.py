@@ -26,6 +26,7 @@ from prefill_worker.messages import (
     BlockWrites,
     Cancel,
     Confirm,
+    Delivered,
     Failed,
     Fence,
     Fenced,
@@ -453,3 +454,19 @@ def act(world: World, rng: random.Random, confirmed: set[Key]) -> None:
         key = rng.choice(list(world.asks))
         if key not in world.last:
             world.handle(Cancel(key))
+
+
+def test_a_hold_lasts_as_long_as_blocks_arrive() -> None:
+    """On a slow link: what counts is the time since the reader got something, not since the prompt's end."""
+    world = World(16)
+    world.ask((1, 1), list(range(10)))
+    world.step()
+    assert (1, 1) in world.done
+    for _ in range(3):
+        world.now_s += 0.8 * HOLD_S
+        world.handle(Delivered((1, 1)))
+        world.step()
+        assert (1, 1) not in world.fencing
+    world.now_s += 1.1 * HOLD_S
+    world.step()
+    assert (1, 1) in world.fencing
