@@ -283,7 +283,7 @@ async def test_metrics_count_what_happens(served: LocalCluster, client: AsyncCli
     async with client.stream("x", max_tokens=4000, ignore_eos=True) as stream:
         await anext(stream)
         running = await eventually(lambda: scrape(served), lambda seen: seen[names[0]] == 1)
-        assert running["baton_requests_in_flight"] == 1
+        assert running['baton_requests_in_flight{model_name="small"}'] == 1
         assert running[names[1]] > 0
     await settled(served.address)
     answer = await over_grpc(client)

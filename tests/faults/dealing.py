@@ -28,7 +28,7 @@ class Fault(Enum):
     DEADLINE = auto()
     SLOW_LINK = auto()  # longer than the progress timeout, and never silent for as long
     POOL_EXHAUSTED = auto()
-    HOLD_EXPIRED = auto()  # it takes longer than the prefill worker holds its blocks
+    HOLD_EXPIRED = auto()  # the confirmation is lost, and the prefill worker's hold runs out
     LATE_WORDS = auto()  # words of an attempt come twice, or when it is long over
 
 
@@ -48,7 +48,7 @@ _CARDS = {
     Fault.HOLD_EXPIRED: 4,
     Fault.LATE_WORDS: 6,
 }
-_LONG = frozenset({Fault.SLOW_LINK, Fault.HOLD_EXPIRED})
+_LONG = frozenset({Fault.SLOW_LINK})
 
 
 @dataclass(frozen=True, slots=True)

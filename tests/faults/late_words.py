@@ -1,5 +1,6 @@
-"""Words of an attempt that come twice, or long after its end, to both sides: as of a peer that was cut off,
-or of one that has a defect. Each is to be without effect, or the end of the attempt that it names.
+"""Words of an attempt that come twice, long after its end, or not at all, to both sides: as of a peer that
+was cut off, or of one that has a defect. Each is to be without effect, or the end of the attempt that it
+names.
 """
 
 from __future__ import annotations
@@ -50,6 +51,13 @@ class LateWords:
                 self._kept[key] = arrived
             if directive.at % 2:
                 self._service.announce(key, arrived)
+
+    def is_lost(self, event: Event) -> bool:
+        """Whether the role never hears of this one."""
+        if not isinstance(event, Confirm):
+            return False
+        request_id = self._request_ids.get(event.key, "")
+        return bool(request_id and self._mischief.due(request_id, Fault.HOLD_EXPIRED))
 
     def ended(self, key: Key) -> None:
         """Nothing of it is read or written any more."""

@@ -23,7 +23,6 @@ from tests.faults.dealing import Directive, Fault
 from tests.transfer.hooked import Moment, hook_into
 
 _SLOW_S = 0.05  # for each portion: three make a block, and must stay below the progress timeout
-_OVERDUE_S = 0.14
 
 Tell = Callable[[Fault, str], None]
 
@@ -51,10 +50,10 @@ class Mischief:
         directive = Directive.of(transfer.request_id)
         if directive.worker_id != self.worker_id:
             return
-        if directive.fault in (Fault.SLOW_LINK, Fault.HOLD_EXPIRED) and moment is Moment.BEFORE:
+        if directive.fault is Fault.SLOW_LINK and moment is Moment.BEFORE:
             if self.due(transfer.request_id, Fault.SLOW_LINK):
                 self.strike(Fault.SLOW_LINK, transfer.request_id)
-            time.sleep(_SLOW_S if directive.fault is Fault.SLOW_LINK else _OVERDUE_S)
+            time.sleep(_SLOW_S)
         num_before = self._num_moments[transfer]
         self._num_moments[transfer] += 1
         if num_before == directive.at:

