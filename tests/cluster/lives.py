@@ -14,7 +14,7 @@ from typing import Any
 from baton import AsyncClient
 from baton.client.results import Delta
 from baton.client.stream import AsyncStream
-from baton.errors import DeadlineExceeded
+from baton.errors import DeadlineExceeded, Overloaded
 from baton.kv_records import STORED, decode
 from baton.rpc.channel import channel
 from baton.types import BlockId, FinishReason, PositionLogprobs
@@ -190,6 +190,9 @@ async def has_a_deadline(client: AsyncClient, kind: Kind, rng: random.Random) ->
             return "completed"
     except DeadlineExceeded:
         kind.check_begun(answers)
+        return "expired"
+    except Overloaded:  # it could not be met, and was refused at once
+        assert not answers
         return "expired"
 
 
