@@ -34,7 +34,7 @@ from decode_worker.lender import Lender
 from decode_worker.loans import Loans
 from decode_worker.messages import AskPrefill, Event, Fenced, HandOffDone, HandOffFailed
 from decode_worker.transfer import Transfer
-from kv_transfer.base import Receiver, Revocation
+from kv_transfer.base import Receiver
 from kv_transfer.choose import Receivers, Senders
 from kv_transfer.introduction import unpack_process
 from kv_transfer.peer_process import PeerProcess
@@ -343,13 +343,8 @@ class PrefillLink:
         """Whether it is proved that no byte can land any more."""
         if transfer.receiver is None:
             return True  # P was never asked
-        match transfer.receiver.revoke(transfer.id):
-            case Revocation.PROVEN:
-                return True
-            case Revocation.LANDING:
-                return False
-            case Revocation.NEEDS_FENCE:
-                return transfer.writer_stopped
+        revocation = transfer.receiver.revoke(transfer.id)
+        return revocation.is_settled(writer_stopped=transfer.writer_stopped)
 
     def _stopped(self, transfer: Transfer) -> None:
         """Its writer writes no more. What is still on its way is waited for, tick by tick."""

@@ -79,6 +79,11 @@ class Revocation(Enum):
     )
     NEEDS_FENCE = "the writer may still write: only its own word or its death ends that"
 
+    def is_settled(self, *, writer_stopped: bool) -> bool:
+        """Whether it is proved that no byte of the transfer can land any more. `writer_stopped`: by its own
+        word, or its death."""
+        return self is Revocation.PROVEN or (self is Revocation.NEEDS_FENCE and writer_stopped)
+
 
 class Receiver(Protocol):
     """D's side of one pool, for any number of writers."""

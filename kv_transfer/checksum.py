@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import sys
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -37,7 +38,7 @@ def checksum(data: Tensor, first_word: int = 0) -> int:
     native = kernels.load() if data.device.type == "cpu" else None
     if native is None:
         return tensor_checksum(data, first_word)
-    return native.checksum(_address(data, "data"), data.nbytes, first_word)
+    return int(native.sum_ranges(_address(data, "data"), _whole(data, first_word))[0])
 
 
 def copy_checksum(source: Tensor, target: Tensor, first_word: int = 0) -> int:
@@ -55,7 +56,9 @@ def copy_checksum(source: Tensor, target: Tensor, first_word: int = 0) -> int:
     if native is None:
         _bytes(target).copy_(_bytes(source))
         return tensor_checksum(source, first_word)
-    return native.copy_checksum(*addresses, source.nbytes, first_word)
+    sums = native.copy_ranges(*addresses, _whole(source, first_word), checksums=True)
+    assert sums is not None
+    return int(sums[0])
 
 
 def tensor_checksum(data: Tensor, first_word: int = 0) -> int:
@@ -82,6 +85,11 @@ def _sum_words(raw: Tensor, first_word: int) -> int:
     weights = torch.arange(words.numel(), dtype=torch.int64, device=raw.device)
     weights.add_(first_word).mul_(2).add_(1)
     return int(weights.mul_(folded).sum())  # int64 wraps: equal modulo 2^64
+
+
+def _whole(data: Tensor, first_word: int) -> kernels.Ranges:
+    """All of `data` as one range."""
+    return np.array([(0, 0, data.nbytes, first_word)], np.uint64)
 
 
 def _bytes(data: Tensor) -> Tensor:

@@ -1,4 +1,5 @@
-"""How a prefill rank finds a decode rank that has to hear from it: a port, a token, a connection per pair.
+"""How a prefill rank finds a decode rank that has to hear from it: a port, a token, a connection per pair;
+and what the receivers share that are found so.
 
     P                                        D
     greet(offer) ---- token, layout ------>  one thread per writer: serve(connection, layout)
@@ -13,13 +14,16 @@ import logging
 import secrets
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from baton.errors import ConfigError, IncompatiblePeer, PeerLost
 from kv_transfer import wire_format
+from kv_transfer.base import Revocation, TransferId
 from kv_transfer.framing import Connection
 from kv_transfer.layout import PoolLayout
+from kv_transfer.permissions import Permissions
+from kv_transfer.pool import Pool
 
 log = logging.getLogger(__name__)
 
@@ -95,6 +99,28 @@ class Listener:
             connection.close()
             with self._lock:
                 self._connections.pop(connection, None)
+
+
+class ListeningReceiver:
+    """A `Receiver` that every writer asks before each portion. `serve` runs on the thread of one writer."""
+
+    def __init__(self, pool: Pool, host: str, timeout_s: float, serve: Serve) -> None:
+        self._pool = pool
+        self._permissions = Permissions()
+        self._listener = Listener(host, timeout_s, serve)
+
+    def offer(self, **more: Any) -> bytes:
+        layout = wire_format.pack_layout(self._pool.layout)
+        return wire_format.pack({**self._listener.offer(), "layout": layout, **more})
+
+    def open(self, transfer: TransferId, blocks: Sequence[int]) -> None:
+        self._permissions.open(transfer, blocks)
+
+    def revoke(self, transfer: TransferId) -> Revocation:
+        return self._permissions.revoke(transfer)
+
+    def close(self) -> None:
+        self._listener.close()
 
 
 def greet(offer: dict[str, Any], layout: PoolLayout, timeout_s: float) -> Connection:

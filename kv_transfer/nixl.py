@@ -35,14 +35,13 @@ from typing import Any
 
 from baton.errors import Cancelled, ConfigError, PeerLost
 from kv_transfer import wire_format
-from kv_transfer.base import Revocation, TransferId, Write
+from kv_transfer.base import TransferId, Write
 from kv_transfer.framing import Connection
 from kv_transfer.host import host_id
 from kv_transfer.layout import PoolLayout, Slice, plan
 from kv_transfer.link import Finish, Flow, OrderedLink
-from kv_transfer.listener import OFFER, Listener, greet
+from kv_transfer.listener import OFFER, ListeningReceiver, greet
 from kv_transfer.nixl_ends import DESCRIPTION, PassiveEnd, WritingEnd
-from kv_transfer.permissions import Permissions
 from kv_transfer.pool import Pool, source_checksums, write_slices
 from kv_transfer.streams import synchronize
 
@@ -53,7 +52,7 @@ _LANES_WITHIN_HOST = 2  # there the lanes' threads copy; a NIC needs no more tha
 _HELLO_TIMEOUT_S = 10.0  # a process's first end takes half a second of work
 
 
-class NixlReceiver:
+class NixlReceiver(ListeningReceiver):
     """Listens on `host`, an address of this machine that writers can reach. ConfigError where NIXL is not
     installed, or does not work with this pool."""
 
@@ -62,24 +61,11 @@ class NixlReceiver:
             PassiveEnd(pool.memory).close()
         except PeerLost as error:
             raise ConfigError(f"nixl does not work here: {error}", field="transports") from error
-        self._pool = pool
         self._timeout_s = progress_timeout_s
-        self._permissions = Permissions()
-        self._listener = Listener(host, progress_timeout_s, self._serve)
+        super().__init__(pool, host, progress_timeout_s, self._serve)
 
-    def offer(self) -> bytes:
-        layout = wire_format.pack_layout(self._pool.layout)
-        fields = self._listener.offer() | {"layout": layout, "host_id": host_id()}
-        return wire_format.pack(fields)
-
-    def open(self, transfer: TransferId, blocks: Sequence[int]) -> None:
-        self._permissions.open(transfer, blocks)
-
-    def revoke(self, transfer: TransferId) -> Revocation:
-        return self._permissions.revoke(transfer)
-
-    def close(self) -> None:
-        self._listener.close()
+    def offer(self, **more: Any) -> bytes:
+        return super().offer(host_id=host_id(), **more)
 
     def _serve(self, connection: Connection, source: PoolLayout) -> None:
         """On the thread of one writer, until it is gone."""
@@ -160,7 +146,10 @@ class _NixlWire:
             ranges = write_slices(pool.layout, self._destination, self._slices, write)
             shares = zip(self._lanes, _shares(ranges, len(self._lanes)), strict=False)
             moves = [lane.move(share, self._connection, timeout_s) for lane, share in shares]
-            sums = self._checksums(write)  # while the bytes are on their way
+            # While the bytes are on their way.
+            sums = source_checksums(
+                pool, self._destination, self._slices, write, checksums=self._sender.checksums
+            )
             wait(moves)
             for move in moves:
                 move.result()
@@ -174,11 +163,6 @@ class _NixlWire:
         for lane in self._lanes:
             lane.close()
         self._connection.close()
-
-    def _checksums(self, write: Write) -> list[int]:
-        if not self._sender.checksums:
-            return [0] * len(write.source_blocks)
-        return source_checksums(self._sender.pool, self._destination, self._slices, write)
 
 
 class _Lane:

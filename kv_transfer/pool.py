@@ -45,20 +45,10 @@ class Pool:
     def checksum(self, block: int) -> int:
         """Of the block as it lies here now, over all layers."""
         layout = self.layout
-        words = layout.piece_words
-        native = _native(self)
-        if native is None:
-            whole = Slice(0, 0, layout.piece_bytes)
-            memory = as_words(self.memory, layout)
-            sums = sum_pieces(memory, [block], range(layout.num_layers), [whole], words)
-            return as_checksums(sums)[0]
-        layers = np.arange(layout.num_layers, dtype=np.uint64)
-        table = np.empty((layout.num_layers, 4), np.uint64)
-        table[:, 0] = layout.offset(0, block) + layers * layout.offset(1, 0)
-        table[:, 1] = 0
-        table[:, 2] = layout.piece_bytes
-        table[:, 3] = layers * words
-        return int(native.sum_ranges(self.memory.data_ptr(), table).sum())
+        whole = Slice(0, 0, layout.piece_bytes)
+        return source_checksums(
+            self, layout, [whole], Write(0, [block], [block], layout.num_layers)
+        )[0]
 
 
 def copy_blocks(
@@ -92,9 +82,16 @@ def write_slices(
 
 
 def source_checksums(
-    source: Pool, destination: PoolLayout, slices: Sequence[Slice], write: Write
+    source: Pool,
+    destination: PoolLayout,
+    slices: Sequence[Slice],
+    write: Write,
+    *,
+    checksums: bool = True,
 ) -> list[int]:
     """What `copy_blocks` would return, without copying."""
+    if not checksums:
+        return [0] * len(write.source_blocks)
     native = _native(source)
     if native is not None:
         table = _table(source.layout, destination, slices, write)
@@ -113,14 +110,12 @@ def _table(
     source: PoolLayout, destination: PoolLayout, slices: Sequence[Slice], write: Write
 ) -> kernels.Ranges:
     """The ranges of `write`: layer by layer, block by block, slice by slice."""
-    first = [
-        (source.offset(layer, 0), destination.offset(layer, 0), 0, layer * destination.piece_words)
-        for layer in write.layers
-    ]
+    steps = (source.offset(1, 0), destination.offset(1, 0), 0, destination.piece_words)
+    numbers = np.arange(write.layer, write.layers.stop, dtype=np.uint64)
+    layers = numbers[:, None] * np.array(steps, np.uint64)
     blocks = np.zeros((len(write.source_blocks), 4), np.uint64)
     blocks[:, 0] = np.array(write.source_blocks, np.uint64) * source.piece_bytes
     blocks[:, 1] = np.array(write.destination_blocks, np.uint64) * destination.piece_bytes
-    layers = np.array(first, np.uint64)
     table = layers[:, None, None] + blocks[:, None] + _parts(tuple(slices))
     return table.reshape(-1, 4)
 
@@ -148,6 +143,4 @@ def _copy_by_tensors(
     """`copy_blocks` on any device."""
     from_words = as_words(source.memory, source.layout)
     copy_pieces(from_words, as_words(destination.memory, destination.layout), slices, write)
-    if not checksums:
-        return [0] * len(write.source_blocks)
-    return source_checksums(source, destination.layout, slices, write)
+    return source_checksums(source, destination.layout, slices, write, checksums=checksums)

@@ -19,7 +19,7 @@ derive the same ranges from the same plan, so that no offset crosses the wire.
 
 Of the group, any error and any timeout is its end: the connection is closed with it, and the next `connect`
 builds a new one. Gloo closes its socket when a wait times out, so that nothing lands afterwards; until then
-a posted receive may, and `revoke` says NEEDS_FENCE.
+a posted receive may, and `revoke` says LANDING.
 
 The path of NCCL needs two GPUs and has not been run by us.
 """
@@ -37,12 +37,11 @@ from torch.distributed import Work
 
 from baton.errors import Cancelled, IncompatiblePeer
 from kv_transfer import wire_format
-from kv_transfer.base import Revocation, TransferId, Write
+from kv_transfer.base import TransferId, Write
 from kv_transfer.framing import Connection
 from kv_transfer.layout import PoolLayout, Slice, plan
 from kv_transfer.link import Finish, Flow, OrderedLink
-from kv_transfer.listener import OFFER, Listener, greet
-from kv_transfer.permissions import Permissions
+from kv_transfer.listener import OFFER, ListeningReceiver, greet
 from kv_transfer.pool import Pool, source_checksums, write_slices
 from kv_transfer.streams import use_side_stream
 from kv_transfer.torch_group import PairGroup, join
@@ -60,27 +59,12 @@ _HEADER = {
 }
 
 
-class TorchDistReceiver:
+class TorchDistReceiver(ListeningReceiver):
     """Listens on `host`, an address of this machine that writers can reach."""
 
     def __init__(self, pool: Pool, host: str, progress_timeout_s: float) -> None:
-        self._pool = pool
         self._timeout_s = progress_timeout_s
-        self._permissions = Permissions()
-        self._listener = Listener(host, progress_timeout_s, self._receive_all)
-
-    def offer(self) -> bytes:
-        layout = wire_format.pack_layout(self._pool.layout)
-        return wire_format.pack(self._listener.offer() | {"layout": layout})
-
-    def open(self, transfer: TransferId, blocks: Sequence[int]) -> None:
-        self._permissions.open(transfer, blocks)
-
-    def revoke(self, transfer: TransferId) -> Revocation:
-        return self._permissions.revoke(transfer)
-
-    def close(self) -> None:
-        self._listener.close()
+        super().__init__(pool, host, progress_timeout_s, self._receive_all)
 
     # On the thread of one writer
 
@@ -225,7 +209,10 @@ class _GroupWire:
         sources = [pool.memory[part.source : part.source + part.size_bytes] for part in ranges]
         works = [self._group.send(source) for source in sources]
         self._under_way.append(works)
-        sums = self._checksums(write)  # while the bytes are on their way
+        # While the bytes are on their way.
+        sums = source_checksums(
+            pool, self._destination, self._slices, write, checksums=self._sender.checksums
+        )
 
         def finish() -> list[int]:
             self._group.wait(works, timeout_s)
@@ -239,8 +226,3 @@ class _GroupWire:
     def close(self) -> None:
         self._group.close([work for works in self._under_way for work in works])
         self._connection.close()
-
-    def _checksums(self, write: Write) -> list[int]:
-        if not self._sender.checksums:
-            return [0] * len(write.source_blocks)
-        return source_checksums(self._sender.pool, self._destination, self._slices, write)

@@ -19,7 +19,7 @@ from typing import Protocol
 
 from baton.errors import PeerLost
 from baton.v1 import prefill_pb2
-from kv_transfer.base import Receiver, Revocation, TransferId
+from kv_transfer.base import Receiver, TransferId
 from kv_transfer.choose import Receivers
 from kv_transfer.introduction import unpack_process
 from kv_transfer.peer_process import PeerProcess
@@ -46,13 +46,8 @@ class _Loan:
 
     def is_settled(self) -> bool:
         """Whether it is proved that no byte of it can land any more."""
-        match self.receiver.revoke(self.id):
-            case Revocation.PROVEN:
-                return True
-            case Revocation.LANDING:
-                return False
-            case Revocation.NEEDS_FENCE:
-                return self.reader_stopped
+        revocation = self.receiver.revoke(self.id)
+        return revocation.is_settled(writer_stopped=self.reader_stopped)
 
 
 @dataclass(slots=True, eq=False)

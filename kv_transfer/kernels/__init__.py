@@ -24,12 +24,6 @@ def load() -> TransferKernels | None:
 
 class TransferKernels:
     def __init__(self, library: ctypes.CDLL) -> None:
-        self._checksum = library.baton_checksum
-        self._checksum.argtypes = [ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint64]
-        self._checksum.restype = ctypes.c_uint64
-        self._copy_checksum = library.baton_copy_checksum
-        self._copy_checksum.argtypes = [ctypes.c_void_p, *self._checksum.argtypes]
-        self._copy_checksum.restype = ctypes.c_uint64
         table = (ctypes.c_void_p, ctypes.c_uint64, ctypes.c_void_p)
         self._copy_ranges = library.baton_copy_ranges
         self._copy_ranges.argtypes = (ctypes.c_void_p, ctypes.c_void_p, *table)
@@ -37,13 +31,6 @@ class TransferKernels:
         self._sum_ranges = library.baton_sum_ranges
         self._sum_ranges.argtypes = (ctypes.c_void_p, *table)
         self._sum_ranges.restype = None
-
-    def checksum(self, address: int, size_bytes: int, first_word: int) -> int:
-        return int(self._checksum(address, size_bytes, first_word))
-
-    def copy_checksum(self, source: int, target: int, size_bytes: int, first_word: int) -> int:
-        """The two ranges do not overlap."""
-        return int(self._copy_checksum(source, target, size_bytes, first_word))
 
     def copy_ranges(
         self, source: int, target: int, ranges: Ranges, *, checksums: bool

@@ -1,5 +1,5 @@
-/* Copies ranges of KV, and sums them up on the way: the checksum of kv_transfer/checksum.py, alone or while
- * copying; memory-bound on every machine.
+/* Copies and sums ranges of KV, in one pass: the checksum of kv_transfer/checksum.py, memory-bound on every
+ * machine.
  *
  *   sum over i of (2 * (first + i) + 1) * u[i] modulo 2^64,  u[i] = w[i] ^ (w[i] >> 32)
  *
@@ -72,11 +72,6 @@ INLINE uint64_t sum(const int copy, const char *from, char *to, uint64_t size, u
     return total;
 }
 
-uint64_t baton_checksum(const char *from, uint64_t size, uint64_t first)
-{
-    return sum(NO_COPY, from, (char *)0, size, first);
-}
-
 /* Streamed bytes are visible to whoever learns of them after this. */
 INLINE void end_streaming(void)
 {
@@ -86,15 +81,6 @@ INLINE void end_streaming(void)
 }
 
 INLINE int can_stream(const char *to) { return (uintptr_t)to % sizeof(words) == 0; }
-
-/* Copies `size` bytes to `to`, which does not overlap them; the checksum of what was read. */
-uint64_t baton_copy_checksum(const char *from, char *to, uint64_t size, uint64_t first)
-{
-    if (size < STREAM_BYTES || !can_stream(to)) return sum(COPY, from, to, size, first);
-    uint64_t total = sum(STREAM, from, to, size, first);
-    end_streaming();
-    return total;
-}
 
 static void copy_streaming(const char *from, char *to, uint64_t size)
 {
