@@ -38,14 +38,12 @@ class Lender:
     ) -> Future[Written]:
         """Writes all layers of the blocks. Done when they lie there; Cancelled where it was ended."""
         link = self._link
-        if link is None:
-            failed: Future[Written] = Future()
-            failed.set_exception(PeerLost("there is no link to lend over"))
-            return failed
         try:
+            if link is None:
+                raise PeerLost("there is no link to lend over")
             link.open(loan, destinations)
         except BatonError as error:
-            failed = Future()
+            failed: Future[Written] = Future()
             failed.set_exception(error)
             return failed
         return link.write(loan, Write(0, sources, destinations, self._num_layers))

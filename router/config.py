@@ -9,6 +9,7 @@ from pathlib import Path
 from baton.config import Times
 from baton.errors import ConfigError
 from router.admission import AdmissionSettings
+from router.index import MAX_BYTES
 from router.policy import PolicySettings
 
 
@@ -34,7 +35,7 @@ class RouterConfig:
     num_logged_requests: int = 1000
     admission: AdmissionSettings = field(default_factory=AdmissionSettings)
     record: str = ""
-    index_bytes: int = 4 << 30
+    index_bytes: int = MAX_BYTES
     otlp_endpoint: str = ""
     policy: PolicySettings = field(default_factory=PolicySettings)
     times: Times = field(default_factory=Times)

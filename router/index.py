@@ -23,6 +23,7 @@ _NUM_SHARDS = 256
 # A key of 15 bytes takes 48, its place in a table 33 to 67 by how full the table is, and there are two
 # tables, of which one is about empty.
 BYTES_PER_ENTRY = 128
+MAX_BYTES = 4 << 30  # where nothing else is said
 
 _Shard = dict[bytes, int]
 
@@ -88,7 +89,7 @@ class Matches(Mapping[PoolId, int]):
 class BlockIndex:
     """Of at most about `max_bytes`."""
 
-    def __init__(self, max_bytes: int = 4 << 30) -> None:
+    def __init__(self, max_bytes: int = MAX_BYTES) -> None:
         self._max_per_shard = max(1, max_bytes // BYTES_PER_ENTRY // _NUM_SHARDS)
         self._young: list[_Shard] = [{} for _ in range(_NUM_SHARDS)]
         self._old: list[_Shard] = [{} for _ in range(_NUM_SHARDS)]

@@ -157,7 +157,9 @@ def choose(
     fills while its neighbour's stays empty.
     """
     usual = _usual_cost((*decode_pools, *prefill_pools))
-    legs = [_leg(demand, pool, settings, usual, now_s) for pool in prefill_pools]
+    legs = [
+        _leg(_num_missing(demand, pool), pool, settings, usual, now_s) for pool in prefill_pools
+    ]
     legs.sort(key=lambda leg: (leg.cost_s, -leg.pool.num_unused_blocks))
     borrowers = sorted(legs, key=lambda leg: leg.wait_s)[:_NUM_LENT]
     best: tuple[bool, float, int] | None = None
@@ -167,7 +169,7 @@ def choose(
         # A decode worker with more streams steps slower for all of them: load spreads among equals.
         crowding_s = decode.step_s * decode.num_streams
         unused = -decode.num_unused_blocks
-        own = _leg(demand, decode, settings, usual, now_s)
+        own = _leg(_num_missing(demand, decode), decode, settings, usual, now_s)
         local = _local(own, crowding_s, settings)
         to_here = _with_lent(demand, decode, legs, borrowers, settings, usual, now_s)
         leg, remote = _best_remote(demand, decode, crowding_s, to_here, settings)
@@ -245,25 +247,30 @@ def _with_lent(
             continue
         rate = leg.pool.transfer_bytes_per_s or settings.transfer_bytes_per_s
         lend_s = num_bytes / rate + settings.hand_off_s
-        compute_s = _cost(leg.pool, usual).prompt_s(num_missing)
-        quote = leg.pool.queue.quote(compute_s, now_s, settings.ttft_target_s)
-        wait_s = max(quote.wait_s + leg.pool.elsewhere_s, lend_s)
-        harm_s = settings.delay_weight * quote.harm_s
-        cost_s = wait_s + compute_s + harm_s
-        if cost_s < leg.cost_s:
-            lent.append(_Leg(leg.pool, num_missing, wait_s, compute_s, harm_s, cost_s, lends=True))
+        given = _leg(num_missing, leg.pool, settings, usual, now_s, lend_s=lend_s)
+        if given.cost_s < leg.cost_s:
+            lent.append(given)
     return sorted((*lent, *legs), key=lambda leg: leg.cost_s) if lent else legs
 
 
-def _leg(demand: Demand, pool: Pool, settings: PolicySettings, usual: _Usual, now_s: float) -> _Leg:
-    num_missing = _num_missing(demand, pool)
+def _leg(
+    num_missing: int,
+    pool: Pool,
+    settings: PolicySettings,
+    usual: _Usual,
+    now_s: float,
+    *,
+    lend_s: float = 0.0,
+) -> _Leg:
+    """`lend_s`: what it takes to be given the rest by the decode pool, while the prompt waits."""
     compute_s = _cost(pool, usual).prompt_s(num_missing)
     quote = pool.queue.quote(compute_s, now_s, settings.ttft_target_s)
-    wait_s = quote.wait_s + pool.elsewhere_s
+    wait_s = max(quote.wait_s + pool.elsewhere_s, lend_s)
     harm_s = settings.delay_weight * quote.harm_s
     if pool.is_others:
         harm_s += settings.detour * compute_s
-    return _Leg(pool, num_missing, wait_s, compute_s, harm_s, wait_s + compute_s + harm_s)
+    cost_s = wait_s + compute_s + harm_s
+    return _Leg(pool, num_missing, wait_s, compute_s, harm_s, cost_s, lends=lend_s > 0.0)
 
 
 def _num_missing(demand: Demand, pool: Pool) -> int:

@@ -89,7 +89,7 @@ class Router:
         if not config.record:
             return Chooser(Pools(), BlockIndex(config.index_bytes), config.policy)
         self._recorder = Recorder(Path(config.record))
-        return RecordedChooser(self._recorder, config.policy)
+        return RecordedChooser(self._recorder, config.policy, config.index_bytes)
 
     async def run(self) -> None:
         """Serves until SIGTERM or SIGINT, then drains: what runs has `drain_grace_s` to end."""

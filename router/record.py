@@ -18,7 +18,7 @@ from baton.state.base import InFlight
 from baton.types import BlockId, PoolId, PoolLoad, WorkerInfo
 from router.chooser import Chooser, PromptBlocks, Takes
 from router.commitment import Commitment
-from router.index import BlockIndex
+from router.index import MAX_BYTES, BlockIndex
 from router.policy import Choice, PolicySettings
 from router.pools import Pools
 
@@ -81,8 +81,8 @@ class RecordedPools(Pools):
 
 
 class RecordedIndex(BlockIndex):
-    def __init__(self, recorder: Recorder) -> None:
-        super().__init__()
+    def __init__(self, recorder: Recorder, max_bytes: int) -> None:
+        super().__init__(max_bytes)
         self._recorder = recorder
 
     def store(self, pool: PoolId, block_ids: Iterable[BlockId]) -> None:
@@ -101,8 +101,11 @@ class RecordedIndex(BlockIndex):
 
 
 class RecordedChooser(Chooser):
-    def __init__(self, recorder: Recorder, settings: PolicySettings) -> None:
-        super().__init__(RecordedPools(recorder), RecordedIndex(recorder), settings)
+    def __init__(
+        self, recorder: Recorder, settings: PolicySettings, index_bytes: int = MAX_BYTES
+    ) -> None:
+        index = RecordedIndex(recorder, index_bytes)
+        super().__init__(RecordedPools(recorder), index, settings)
         self._recorder = recorder
         self._numbers = count()
 

@@ -31,7 +31,7 @@ _PHASES = {
     "transfer": (instants.TRANSFER_START, instants.TRANSFER_END),
     "decode": (instants.DECODE_START, instants.FINISHED),
 }
-_GOOD_STATES = {"stop", "length", "length+stop", "cancelled"}
+_GOOD_STATES = {"stop", "length", "cancelled"}  # of each sample
 
 Value = str | int | float
 
@@ -63,7 +63,7 @@ class Traces:
         request = self._tracer.start_span(
             "request", parent, attributes=_attributes(life), start_time=at_ns[instants.RECEIVED]
         )
-        if life.state not in _GOOD_STATES:
+        if not _GOOD_STATES.issuperset(life.state.split("+")):
             request.set_status(Status(StatusCode.ERROR, life.state))
         inside = trace.set_span_in_context(request)
         for name, (begin, end) in _PHASES.items():
