@@ -13,13 +13,14 @@ import heapq
 import math
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from baton.types import PoolId, PoolLoad
+from engine.accounts import pool_load
 from engine.batch import StepOutput, StepPlan
 from engine.block_manager import BlockManager
 from planner.events import Events
-from planner.prefill_pool import Changes, Told, pool_load, prompt, warm_scheduler
+from planner.prefill_pool import INCARNATION, Changes, Told, prompt, warm_scheduler
 from planner.profile import EngineProfile
 from planner.requests import SimulatedRequest
 from prefill_worker.scheduler import PrefillLimits
@@ -97,7 +98,7 @@ class DecodePool:
 
     def load(self) -> PoolLoad:
         """As its worker reports it."""
-        return pool_load(self.id, self.local, decode_step_s=self._step_s)
+        return replace(pool_load(self.id, INCARNATION, self.local), decode_step_s=self._step_s)
 
     def _reserve_waiting(self) -> None:
         while self._waiting:

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from baton.types import BlockId, PoolId, PoolLoad, SamplingParams
+from engine.accounts import pool_load
 from engine.batch import StepOutput, StepPlan
 from engine.block_manager import BlockManager
 from engine.sample import Sample
@@ -20,6 +21,7 @@ Changes = Callable[[PoolId, Sequence[tuple[bool, BlockId]]], None]
 
 _PARAMS = SamplingParams(max_tokens=1)
 _WARM_UP_TOKENS = 128
+INCARNATION = 1
 
 
 class PrefillPool:
@@ -84,7 +86,7 @@ class PrefillPool:
 
     def load(self) -> PoolLoad:
         """As its worker reports it."""
-        return pool_load(self.id, self.scheduler, decode_step_s=0.0)
+        return pool_load(self.id, INCARNATION, self.scheduler)
 
 
 def warm_scheduler(
@@ -109,23 +111,4 @@ def prompt(request: SimulatedRequest, now_s: float) -> Sample:
         salt=b"",
         arrival_s=now_s,
         block_ids=list(arrival.block_ids),
-    )
-
-
-def pool_load(pool_id: PoolId, scheduler: PrefillScheduler, decode_step_s: float) -> PoolLoad:
-    counts = scheduler.blocks.counts()
-    return PoolLoad(
-        pool=pool_id,
-        incarnation=1,
-        num_running_requests=scheduler.num_running,
-        num_waiting_requests=scheduler.num_waiting,
-        num_waiting_tokens=scheduler.num_waiting_tokens,
-        num_total_blocks=counts.total,
-        num_free_blocks=counts.free,
-        num_held_blocks=counts.held,
-        num_cached_blocks=counts.cached,
-        num_quarantined_blocks=counts.quarantined,
-        prefill_tokens_per_s=scheduler.step_time.prefill_tokens_per_s,
-        decode_step_s=decode_step_s,
-        prefill_cost=scheduler.step_time.prefill_cost,
     )

@@ -19,7 +19,7 @@ from engine.block_manager import BlockManager
 from planner.arrival import Arrival
 from planner.decode_pool import DecodePool, Heard
 from planner.events import Events
-from planner.prefill_pool import PrefillPool
+from planner.prefill_pool import INCARNATION, PrefillPool
 from planner.profile import EngineProfile
 from planner.requests import SimulatedRequest
 from planner.routing import BatonRouting, RoundRobin, Routing
@@ -224,7 +224,7 @@ class _Cluster:
         shape = self._shape
         return WorkerInfo(
             worker_id=pool_id.worker_id,
-            incarnation=1,
+            incarnation=INCARNATION,
             role=role,
             address="",
             model="model",

@@ -28,9 +28,8 @@ from baton.state.registries import registries
 from baton.types import Fingerprint, PoolId, PoolLoad, WorkerInfo
 from baton.types import Role as RoleName
 from baton.v1 import worker_pb2_grpc
-from engine.block_manager import BlockManager
+from engine.accounts import Accounts, pool_load
 from engine.model_runner import ModelRunner
-from engine.step_time import StepTimeModel
 from engine.warm_up import warm_up
 from worker import watchdog
 from worker.config import HostConfig
@@ -49,19 +48,9 @@ Answer = TypeVar("Answer")
 _DRAIN_POLL_S = 0.05
 
 
-class HostedScheduler(Protocol):
-    """The accounts of a role's scheduler."""
+class HostedScheduler(Accounts, Protocol):
+    """A role's scheduler."""
 
-    @property
-    def blocks(self) -> BlockManager: ...
-    @property
-    def step_time(self) -> StepTimeModel: ...
-    @property
-    def num_running(self) -> int: ...
-    @property
-    def num_waiting(self) -> int: ...
-    @property
-    def num_waiting_tokens(self) -> int: ...
     def check_integrity(self) -> None: ...
 
 
@@ -180,23 +169,7 @@ class Host(Generic[Event, Commands]):
 
     def load(self) -> PoolLoad:
         """The pool's load now. On the engine's thread."""
-        scheduler = self._role.scheduler
-        counts = scheduler.blocks.counts()
-        return PoolLoad(
-            pool=self.pool_id,
-            incarnation=self._incarnation,
-            num_running_requests=scheduler.num_running,
-            num_waiting_requests=scheduler.num_waiting,
-            num_waiting_tokens=scheduler.num_waiting_tokens,
-            num_total_blocks=counts.total,
-            num_free_blocks=counts.free,
-            num_held_blocks=counts.held,
-            num_cached_blocks=counts.cached,
-            num_quarantined_blocks=counts.quarantined,
-            prefill_tokens_per_s=scheduler.step_time.prefill_tokens_per_s,
-            decode_step_s=scheduler.step_time.decode_step_s,
-            prefill_cost=scheduler.step_time.prefill_cost,
-        )
+        return pool_load(self.pool_id, self._incarnation, self._role.scheduler)
 
     def check_integrity(self) -> None:
         """Raises IntegrityError unless every block is accounted for. On the engine's thread."""
