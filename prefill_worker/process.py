@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 from baton.v1 import prefill_pb2_grpc
 from engine.block_manager import BlockManager
@@ -61,14 +62,9 @@ async def run(config: PrefillConfig, engine: LoadedEngine) -> None:
     service.post, service.info = host.post, lambda: host.info
     service.pusher, service.borrower = pusher, borrower
     host.server.add_background(prefill_pb2_grpc.add_PrefillServicer_to_server, service)
-    background = [
-        asyncio.create_task(service.keep_alive(timeout_s / _ALIVES_PER_TIMEOUT, host.is_hung)),
-        asyncio.create_task(borrower.run()),
-    ]
+    alive = partial(service.keep_alive, timeout_s / _ALIVES_PER_TIMEOUT, host.is_hung)
     try:
-        await host.run()
+        await host.run(alive, borrower.run)
     finally:
-        for task in background:
-            task.cancel()
         pusher.close()
         borrower.close()

@@ -15,10 +15,10 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from importlib.metadata import version
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from baton.errors import Draining
 from baton.rpc.server import Server, ServerOptions
@@ -96,9 +96,10 @@ class Host(Generic[Event, Commands]):
         """Hands an event to the role. Any thread."""
         self._steps.post(event)
 
-    async def run(self) -> None:
-        """Serves until drained. Raises what broke the engine, if something did. SIGTERM and SIGINT drain
-        where it runs on the main thread; in a Ray actor it does not, and signals are Ray's."""
+    async def run(self, *background: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Serves until drained, and runs the role's `background` meanwhile. Raises what broke the engine or
+        that, if something did. SIGTERM and SIGINT drain where it runs on the main thread; in a Ray actor
+        it does not, and signals are Ray's."""
         service = WorkerService(self, self.config.drain_grace_s)
         self.server.add_background(worker_pb2_grpc.add_WorkerServicer_to_server, service)
         await self.server.start()
@@ -113,13 +114,15 @@ class Host(Generic[Event, Commands]):
         registration = Registration(known, self._report, config.times)
         registration.start()
         log.info("%s serves on %s", self._worker_id, self.server.address)
-        dog = asyncio.create_task(
-            watchdog.watch(self._steps, self.config.times, self.server.set_serving)
-        )
+        dog = watchdog.watch(self._steps, config.times, self.server.set_serving)
+        tasks = [self._loop.create_task(each) for each in (dog, *(each() for each in background))]
+        for task in tasks:
+            task.add_done_callback(self._background_ended)
         try:
             await self._ended
         finally:
-            dog.cancel()
+            for task in tasks:
+                task.cancel()
             self._draining = True
             await asyncio.to_thread(registration.stop)
             await self.server.drain(0.0)
@@ -210,6 +213,10 @@ class Host(Generic[Event, Commands]):
     def _hand_over(self) -> None:
         """What still runs goes on elsewhere: its router hears so and continues it."""
         self._role.fail_all(Draining("the worker is leaving"), time.monotonic())
+
+    def _background_ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._end(error)
 
     def _end(self, error: BaseException | None) -> None:
         if self._ended.done():

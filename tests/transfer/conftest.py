@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.transfer.points import BLOCKS, LAYOUT, TRANSFER
+from tests.transfer.worlds import Decode, make_decode
+
 
 @pytest.fixture(autouse=True)
 def nothing_left() -> Iterator[None]:
@@ -18,3 +21,12 @@ def nothing_left() -> Iterator[None]:
     while left := set(threading.enumerate()) - threads:
         assert time.monotonic() < give_up_s, f"{left} still run"
         time.sleep(0.01)
+
+
+@pytest.fixture
+def decode(kind: str) -> Iterator[Decode]:
+    """A decode rank that waits for the transfer of `points`."""
+    made = make_decode(kind, LAYOUT)
+    made.receiver.open(TRANSFER, BLOCKS)
+    yield made
+    made.receiver.close()

@@ -24,20 +24,12 @@ from tests.transfer.points import (
     Writers,
     num_landed,
 )
-from tests.transfer.worlds import KINDS, TIMEOUT_S, Decode, make_decode, random_pool
+from tests.transfer.worlds import BETWEEN_PROCESSES, TIMEOUT_S, Decode, random_pool
 
 REUSED = 7  # what the next owner of a block writes everywhere
 
-pytestmark = pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "loopback"])
+pytestmark = pytest.mark.parametrize("kind", BETWEEN_PROCESSES)
 at_every_point = pytest.mark.parametrize("point", POINTS)
-
-
-@pytest.fixture
-def decode(kind: str) -> Iterator[Decode]:
-    made = make_decode(kind, LAYOUT)
-    made.receiver.open(TRANSFER, BLOCKS)
-    yield made
-    made.receiver.close()
 
 
 @pytest.fixture

@@ -15,9 +15,9 @@ from kv_transfer.base import Receiver, Revocation, Write
 from kv_transfer.peer_process import PeerProcess, ProcessId
 from tests.transfer.peer import BLOCKS, TRANSFER
 from tests.transfer.worlds import (
+    BETWEEN_PROCESSES,
     BIG,
     MAPPED_KINDS,
-    OPTIONAL_KINDS,
     TIMEOUT_S,
     Decode,
     make_decode,
@@ -29,7 +29,7 @@ from tests.transfer.worlds import (
 ROOT = Path(__file__).parents[2]
 REUSED = 7  # what the next owner of a block writes everywhere
 
-pytestmark = pytest.mark.parametrize("kind", ["shm", "torch_dist", *OPTIONAL_KINDS])
+pytestmark = pytest.mark.parametrize("kind", BETWEEN_PROCESSES)
 
 
 class Peer:

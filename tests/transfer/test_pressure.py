@@ -19,26 +19,17 @@ from tests.transfer import forked
 from tests.transfer.hooked import Moment, hook_into
 from tests.transfer.points import BLOCKS, LAYOUT, TRANSFER
 from tests.transfer.worlds import (
+    BETWEEN_PROCESSES,
     KINDS,
     TIMEOUT_S,
     Decode,
-    make_decode,
     make_sender,
     random_pool,
     send,
 )
 
-BETWEEN_PROCESSES = [kind for kind in KINDS if kind != "loopback"]
 NUM_QUEUED = 2000  # writes of both blocks: a gigabyte
 MOST_GROWTH_BYTES = 64 << 20
-
-
-@pytest.fixture
-def decode(kind: str) -> Iterator[Decode]:
-    made = make_decode(kind, LAYOUT)
-    made.receiver.open(TRANSFER, BLOCKS)
-    yield made
-    made.receiver.close()
 
 
 @pytest.fixture

@@ -19,7 +19,8 @@ from kv_transfer.torch_dist import TorchDistReceiver, TorchDistSender
 
 MAPPED_KINDS = ("shm", "cuda_ipc")  # nobody can take a mapping back
 OPTIONAL_KINDS = ("nixl",) if nixl_is_installed() else ()
-KINDS = ("loopback", "shm", "torch_dist", *OPTIONAL_KINDS)
+BETWEEN_PROCESSES = ("shm", "torch_dist", *OPTIONAL_KINDS)
+KINDS = ("loopback", *BETWEEN_PROCESSES)
 TIMEOUT_S = 2.0
 SMALL = PoolLayout(
     num_layers=3, num_blocks=16, num_kv_heads=2, block_size=4, head_dim=8, dtype="fp32"
