@@ -6,13 +6,13 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 
 import grpc
 
 from baton.rpc.channel import channel
+from baton.rpc.outgoing import Outgoing
 from baton.v1 import inference_pb2, inference_pb2_grpc
 from bench.router_streams_worker import age_s
 
@@ -106,20 +106,16 @@ async def _one_by_one(
 async def _session(
     stub: inference_pb2_grpc.InferenceAsyncStub, plan: ClientPlan, window: _Window, counted: Counted
 ) -> None:
-    outgoing: asyncio.Queue[inference_pb2.SessionRequest] = asyncio.Queue()
+    outgoing = Outgoing[inference_pb2.SessionRequest]()
 
     def start(key: int) -> None:
         start = inference_pb2.SessionStart(key=key, request=_request(plan))
-        outgoing.put_nowait(inference_pb2.SessionRequest(start=start))
-
-    async def requests() -> AsyncIterator[inference_pb2.SessionRequest]:
-        while True:
-            yield await outgoing.get()
+        outgoing.put(inference_pb2.SessionRequest(start=start))
 
     for key in range(plan.num_streams):
         start(key)
     num_started = plan.num_streams
-    async for message in stub.Session(requests()):
+    async for message in stub.Session(outgoing):
         now_s = time.monotonic()
         counts = window.holds(now_s)
         counted.num_messages += counts

@@ -9,7 +9,6 @@ of their logs, where anything fails.
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 import uuid
@@ -57,11 +56,10 @@ def _run(mark: str) -> None:
         raise ConfigError("is missing; demo/train.py makes it", field=str(MODEL))
     out = console()
     out.print("starting a router, a prefill worker and a decode worker", style="dim")
-    os.environ.update(_ALWAYS_REMOTE)
     started_s = time.monotonic()
     workers = {"model": str(MODEL), "model_name": MODEL_NAME, "num_blocks": 256}
     spec = read(Settings(router={"grpc_port": 0, "http_port": 0}, workers=workers))
-    with RayCluster(spec, environment={_MARK: mark}) as cluster:
+    with RayCluster(spec, environment={_MARK: mark, **_ALWAYS_REMOTE}) as cluster:
         for name, pid in cluster.pids.items():
             out.print(f"  {name:<9} process {pid}", style="dim")
         out.print(f"  gRPC      {cluster.address}\n  OpenAI    {cluster.base_url}\n", style="dim")

@@ -47,7 +47,8 @@ def _show(answer: Route, *, explain: bool) -> None:
     way = _way(chosen)
     out.print(f"{by} {chosen.decode} · first token in {milliseconds(way.ttft_s)}")
     tokens = count(answer.num_prompt_tokens, "token")
-    out.print(f"{tokens}, {chosen.num_missing_tokens:,} of them to be computed", style="dim")
+    lent = f", the others taken from {chosen.decode}" if chosen.lends else ""
+    out.print(f"{tokens}, {chosen.num_missing_tokens:,} of them to be computed{lent}", style="dim")
     if explain:
         _table("decode", [(str(o.decode), o, _way(o)) for o in answer.by_decode])
         remote = [(str(o.prefill), o, o.remote) for o in answer.by_prefill if o.remote]
@@ -66,13 +67,23 @@ def _table(role: str, rows: Sequence[tuple[str, RouteOption, RouteWay]]) -> None
         return
     table = plain_table()
     table.add_column(role)
-    for name in ("prefill by", "to compute", "wait", "compute", "transfer", "others", "cost"):
+    for name in (
+        "prefill by",
+        "streams",
+        "to compute",
+        "wait",
+        "compute",
+        "transfer",
+        "others",
+        "cost",
+    ):
         table.add_column(name, justify="right")
     for name, option, way in rows:
         parts = (way.wait_s, way.compute_s, way.transfer_s, way.others_s)
         table.add_row(
             name,
             str(option.prefill or "itself"),
+            str(option.num_streams),
             f"{option.num_missing_tokens:,}",
             *map(milliseconds, (*parts, sum(parts))),
         )

@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from itertools import count
@@ -26,6 +26,7 @@ from baton import convert
 from baton.config import Times
 from baton.errors import BatonError, Internal, PeerLost
 from baton.rpc.channel import channel
+from baton.rpc.outgoing import Outgoing
 from baton.rpc.status import from_rpc_error
 from baton.types import PrefillChoice
 from baton.v1 import prefill_pb2, prefill_pb2_grpc
@@ -46,7 +47,7 @@ log = logging.getLogger(__name__)
 _TICK_S = 0.05
 _AGAIN_S = 0.2
 
-Commands = asyncio.Queue[prefill_pb2.PrefillCommand | None]  # None: the stream is over
+Commands = Outgoing[prefill_pb2.PrefillCommand]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,7 @@ class PrefillLink:
         self._loans = Loans(
             lambda offer: Lender(side.senders, offer, side.verifier.layout.num_layers),
             side.post,
-            lambda command: self._outgoing.put_nowait(command),
+            lambda command: self._outgoing.put(command),
         )
         self._lost = False
         self._process: PeerProcess | None = None  # None: not of this machine, or dead
@@ -150,11 +151,11 @@ class PrefillLink:
         """One stream, from its first word to its end; returns why it ended."""
         self._outgoing = outgoing = Commands()
         hello = self._side.hello(next(self._side.stream_numbers))
-        outgoing.put_nowait(prefill_pb2.PrefillCommand(hello=hello))
+        outgoing.put(prefill_pb2.PrefillCommand(hello=hello))
         link = channel(self._prefill.address)
         try:
             async with asyncio.timeout(self._side.times.worker_lease_s) as limit:
-                async for event in prefill_pb2_grpc.PrefillStub(link).Prefill(_all_of(outgoing)):
+                async for event in prefill_pb2_grpc.PrefillStub(link).Prefill(outgoing):
                     match event.WhichOneof("event"):
                         case "welcome":
                             limit.reschedule(None)
@@ -176,7 +177,7 @@ class PrefillLink:
             log.exception("the stream of %s broke", self._prefill.pool)
             return Internal(f"the stream broke: {error!r}")
         finally:
-            outgoing.put_nowait(None)  # gRPC does not end whom it reads from
+            outgoing.end()
             await link.close()
 
     async def _tick(self) -> None:
@@ -245,7 +246,7 @@ class PrefillLink:
         transfer.receiver, transfer.transport = receiver, self._transport
         receiver.open(transfer.id, transfer.ask.destination_blocks)
         if not transfer.ask.lent_blocks:
-            self._outgoing.put_nowait(prefill_words.start(transfer.ask, "", time.monotonic()))
+            self._outgoing.put(prefill_words.start(transfer.ask, "", time.monotonic()))
             return
         start = asyncio.create_task(self._start_lending(transfer, self._outgoing))
         self._starts.add(start)
@@ -255,7 +256,7 @@ class PrefillLink:
         """Where nothing can be lent, P computes the prefix again."""
         lends = await self._loans.transport()
         if not transfer.over:
-            outgoing.put_nowait(prefill_words.start(transfer.ask, lends, time.monotonic()))
+            outgoing.put(prefill_words.start(transfer.ask, lends, time.monotonic()))
 
     # The book's commands, performed
 
@@ -272,7 +273,7 @@ class PrefillLink:
                         self._prefill.pool,
                     )
                     transfer.num_resent_blocks += len(blocks)
-                    self._outgoing.put_nowait(prefill_words.resend(transfer, blocks))
+                    self._outgoing.put(prefill_words.resend(transfer, blocks))
                 case incoming.Keep(block):
                     transfer.verified.add(block)
                 case incoming.Complete():
@@ -308,7 +309,7 @@ class PrefillLink:
         now_s = time.monotonic()
         if transfer.receiver is not None:
             transfer.receiver.revoke(transfer.id)
-        self._outgoing.put_nowait(prefill_words.confirm(transfer))
+        self._outgoing.put(prefill_words.confirm(transfer))
         self._forget(transfer)
         report = transfer.report(self._side.verifier.layout, now_s)
         self._side.post(HandOffDone(transfer.ask.transfer, report, transfer.instants(now_s)))
@@ -336,7 +337,7 @@ class PrefillLink:
     def _ask_fence(self, transfer: Transfer) -> None:
         self._lift(transfer)
         if not self._lost and transfer.receiver is not None:
-            self._outgoing.put_nowait(prefill_words.cancel(transfer))
+            self._outgoing.put(prefill_words.cancel(transfer))
 
     @staticmethod
     def _is_settled(transfer: Transfer) -> bool:
@@ -361,8 +362,3 @@ class PrefillLink:
     def _forget(self, transfer: Transfer) -> None:
         del self._transfers[transfer.ask.transfer]
         self._on_forget(transfer.ask.transfer)
-
-
-async def _all_of(outgoing: Commands) -> AsyncIterator[prefill_pb2.PrefillCommand]:
-    while (command := await outgoing.get()) is not None:
-        yield command

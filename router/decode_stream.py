@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import chain, repeat
 from typing import NamedTuple
@@ -22,6 +22,7 @@ import grpc
 from baton import convert
 from baton.errors import BatonError, Internal, Unavailable
 from baton.instants import ClockOffset
+from baton.rpc.outgoing import Outgoing
 from baton.types import FinishReason, HandOffReport, PositionLogprobs, PrefillChoice, Usage
 from baton.v1 import decode_pb2, decode_pb2_grpc
 
@@ -128,7 +129,7 @@ class DecodeStream:
         self._on_change = on_change
         self._legs: dict[int, Leg] = {}
         self._num_legs = 0
-        self._outgoing: asyncio.Queue[decode_pb2.RouterMessage] = asyncio.Queue()
+        self._outgoing = Outgoing[decode_pb2.RouterMessage]()
 
     def start(self, message: decode_pb2.Start) -> Leg:
         """Sends `message` under a new key and returns its leg."""
@@ -170,12 +171,12 @@ class DecodeStream:
             await asyncio.sleep(_RECONNECT_S)
 
     async def _serve_once(self, stub: decode_pb2_grpc.DecodeAsyncStub) -> None:
-        self._outgoing = asyncio.Queue()
+        self._outgoing = outgoing = Outgoing[decode_pb2.RouterMessage]()
         hello = decode_pb2.Hello(router_id=self._router_id)
         self._send(decode_pb2.RouterMessage(hello=hello))
         probes = asyncio.create_task(self._probe())
         try:
-            call = stub.Serve(self._requests(self._outgoing))
+            call = stub.Serve(outgoing)
             await call.wait_for_connection()
             self.connected = True
             await self._on_change()
@@ -183,13 +184,7 @@ class DecodeStream:
                 self._receive(message, time.monotonic())
         finally:
             probes.cancel()
-
-    @staticmethod
-    async def _requests(
-        outgoing: asyncio.Queue[decode_pb2.RouterMessage],
-    ) -> AsyncIterator[decode_pb2.RouterMessage]:
-        while True:
-            yield await outgoing.get()
+            outgoing.end()
 
     async def _probe(self) -> None:
         """The first answers come while the connection is being set up and bound the clocks badly: some
@@ -200,7 +195,7 @@ class DecodeStream:
             await asyncio.sleep(pause_s)
 
     def _send(self, message: decode_pb2.RouterMessage) -> None:
-        self._outgoing.put_nowait(message)
+        self._outgoing.put(message)
 
     def _receive(self, message: decode_pb2.DecodeMessage, now_s: float) -> None:
         match message.WhichOneof("message"):

@@ -26,6 +26,8 @@ def _option(choice: Choice) -> admin_pb2.RouteOption:
         num_missing_tokens=choice.num_missing,
         local=_way(choice.local),
         remote=_way(choice.remote) if choice.remote else None,
+        lends=choice.lends,
+        num_streams=choice.decode.num_streams,
     )
 
 

@@ -210,7 +210,7 @@ class Pools:
                     known.num_queued_tokens + work.num_queued_tokens,
                 )
         for pool in self:
-            pool.elsewhere = totals.get(pool.id, _NOTHING)
+            pool.note_elsewhere(totals.get(pool.id, _NOTHING))
 
     def note_replicas(self, number: int, num_replicas: int) -> None:
         """This router is the `number`-th of so many. What the others have just sent it does not know

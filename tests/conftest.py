@@ -1,11 +1,21 @@
 """What every test shares: tests marked `gpu` are skipped where torch sees no CUDA device."""
 
 import os
+from collections.abc import Iterator
 
 import pytest
 
 # Ray's processes are forked from one that has gRPC's threads: its handlers would wait for them.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+
+
+@pytest.fixture(autouse=True)
+def environment_kept() -> Iterator[None]:
+    """What a test sets for Baton's processes, it sets for its own."""
+    before = {name: value for name, value in os.environ.items() if name.startswith("BATON_")}
+    yield
+    after = {name: value for name, value in os.environ.items() if name.startswith("BATON_")}
+    assert after == before
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -97,6 +97,8 @@ class FakeAdmin(admin_pb2_grpc.AdminServicer):
                 num_missing_tokens=len(request.text),
                 local=admin_pb2.RouteWay(compute_s=0.5, others_s=0.1),
                 remote=admin_pb2.RouteWay(wait_s=wait_s, compute_s=0.25, transfer_s=0.125),
+                lends=True,
+                num_streams=7,
             )
             for name, wait_s in (("prefill-0", 0.0), ("prefill-1", 2.0))
         ]

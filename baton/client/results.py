@@ -158,13 +158,16 @@ class RouteWay:
 @dataclass(frozen=True, slots=True)
 class RouteOption:
     """A pair of pools; `prefill` None where the decode pool computes the prompt itself. `remote`: None
-    where no prefill worker is up."""
+    where no prefill worker is up. `lends`: the prefill pool takes what the decode pool has of the prompt.
+    `num_streams`: requests that all routers have in flight on the decode pool."""
 
     decode: PoolId
     prefill: PoolId | None
     num_missing_tokens: int
     local: RouteWay
     remote: RouteWay | None
+    lends: bool
+    num_streams: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +196,8 @@ def _route_option(message: admin_pb2.RouteOption) -> RouteOption:
         message.num_missing_tokens,
         _route_way(message.local),
         _route_way(message.remote) if message.HasField("remote") else None,
+        message.lends,
+        message.num_streams,
     )
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
 from itertools import count
 
 import grpc
@@ -19,6 +18,7 @@ import grpc
 from baton import convert
 from baton.errors import BatonError, InvalidArgument, Unavailable
 from baton.rpc.channel import MAX_MESSAGE_BYTES
+from baton.rpc.outgoing import Outgoing
 from baton.rpc.status import from_rpc_error
 from baton.v1 import inference_pb2, inference_pb2_grpc
 
@@ -67,19 +67,19 @@ class _Stream:
         self.is_open = True
         self._calls: dict[int, Call] = {}
         self._keys = count(1)
-        self._outgoing: asyncio.Queue[inference_pb2.SessionRequest] = asyncio.Queue()
+        self._outgoing = Outgoing[inference_pb2.SessionRequest]()
         self._reader = asyncio.create_task(self._read(channel), name="baton-session")
 
     def start(self, start: inference_pb2.SessionStart) -> Call:
         start.key = next(self._keys)
         call = self._calls[start.key] = Call(start.key, self)
-        self._outgoing.put_nowait(inference_pb2.SessionRequest(start=start))
+        self._outgoing.put(inference_pb2.SessionRequest(start=start))
         return call
 
     def cancel(self, key: int) -> None:
         if self._calls.pop(key, None) is not None and self.is_open:
             cancel = inference_pb2.SessionCancel(key=key)
-            self._outgoing.put_nowait(inference_pb2.SessionRequest(cancel=cancel))
+            self._outgoing.put(inference_pb2.SessionRequest(cancel=cancel))
 
     async def close(self) -> None:
         self._reader.cancel()
@@ -88,22 +88,18 @@ class _Stream:
     async def _read(self, channel: grpc.aio.Channel) -> None:
         error: BatonError = Unavailable("the router ended the session")
         try:
-            async for message in inference_pb2_grpc.InferenceStub(channel).Session(
-                self._requests()
-            ):
+            stub = inference_pb2_grpc.InferenceStub(channel)
+            async for message in stub.Session(self._outgoing):
                 for update in message.updates:
                     self._take(update)
         except grpc.aio.AioRpcError as broken:
             error = from_rpc_error(broken)
         finally:
             self.is_open = False
+            self._outgoing.end()
             for call in self._calls.values():
                 call.end(error)
             self._calls.clear()
-
-    async def _requests(self) -> AsyncIterator[inference_pb2.SessionRequest]:
-        while True:
-            yield await self._outgoing.get()
 
     def _take(self, update: inference_pb2.SessionUpdate) -> None:
         call = self._calls.get(update.key)

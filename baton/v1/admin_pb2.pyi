@@ -310,8 +310,14 @@ class RouteOption(_message.Message):
     NUM_MISSING_TOKENS_FIELD_NUMBER: _builtins.int
     LOCAL_FIELD_NUMBER: _builtins.int
     REMOTE_FIELD_NUMBER: _builtins.int
+    LENDS_FIELD_NUMBER: _builtins.int
+    NUM_STREAMS_FIELD_NUMBER: _builtins.int
     num_missing_tokens: _builtins.int
     """to be computed"""
+    lends: _builtins.bool
+    """the prefill worker takes what the decode worker has of the prompt"""
+    num_streams: _builtins.int
+    """requests that all routers have in flight on the decode worker"""
     @_builtins.property
     def decode(self) -> _common_pb2.Pool: ...
     @_builtins.property
@@ -332,10 +338,12 @@ class RouteOption(_message.Message):
         num_missing_tokens: _builtins.int = ...,
         local: Global___RouteWay | None = ...,
         remote: Global___RouteWay | None = ...,
+        lends: _builtins.bool = ...,
+        num_streams: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["decode", b"decode", "local", b"local", "prefill", b"prefill", "remote", b"remote"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode", b"decode", "local", b"local", "num_missing_tokens", b"num_missing_tokens", "prefill", b"prefill", "remote", b"remote"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode", b"decode", "lends", b"lends", "local", b"local", "num_missing_tokens", b"num_missing_tokens", "num_streams", b"num_streams", "prefill", b"prefill", "remote", b"remote"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -6,6 +6,8 @@ Everything waits with a bound and looks again; nothing sleeps for a time that is
 from __future__ import annotations
 
 import asyncio
+import os
+import re
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -102,13 +104,21 @@ async def settled(address: str) -> list[PoolLoad]:
 
 
 def processes_of(folder: Path) -> list[str]:
-    """Command lines of the processes that were told to keep their temporary files in `folder`."""
+    """Command lines of the processes that were told to keep their temporary files in `folder`, but for
+    multiprocessing's own servants of this process, which end with it."""
     marker = f"TMPDIR={folder}\0".encode()
+    servant = re.compile(rf"PPid:\t{os.getpid()}\n")
     found: list[str] = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            if marker in (process / "environ").read_bytes() + b"\0":
-                found.append((process / "cmdline").read_text().replace("\0", " "))
+            if marker not in (process / "environ").read_bytes() + b"\0":
+                continue
+            command = (process / "cmdline").read_text().replace("\0", " ")
+            is_servant = "multiprocessing" in command and servant.search(
+                (process / "status").read_text()
+            )
         except OSError:  # it has just ended, or is somebody else's
             continue
+        if not is_servant:
+            found.append(command)
     return found

@@ -22,7 +22,7 @@ def test_the_pair_and_the_time_it_would_take(cluster: FakeCluster) -> None:
     result = CliRunner().invoke(main, ["route", "hello there", "--address", cluster.address])
     assert result.exit_code == 0, result.output
     assert "prefill on prefill-0, decode on decode-0 · first token in 375 ms" in result.output
-    assert "40 tokens, 11 of them to be computed" in result.output
+    assert "40 tokens, 11 of them to be computed, the others taken from decode-0" in result.output
     assert "prefill-1" not in result.output
 
 
@@ -32,6 +32,7 @@ def test_explain_shows_who_else_was_judged(cluster: FakeCluster) -> None:
     (line,) = [line for line in result.output.splitlines() if line.startswith("prefill-1")]
     assert "2.00 s" in line
     assert "2.38 s" in line
+    assert line.split()[2] == "7"  # streams in flight
 
 
 def test_json_has_every_part(cluster: FakeCluster) -> None:
