@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import NewType
+from typing import NamedTuple, NewType
 
 from baton.prefill_cost import PrefillCost
 
@@ -72,8 +72,7 @@ class Usage:
     num_output_tokens: int
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class PoolId:
+class PoolId(NamedTuple):  # is a key wherever requests go by: a tuple hashes fastest
     """The unit of cache, batch, events, load and hand-off."""
 
     worker_id: str

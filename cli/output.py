@@ -41,7 +41,7 @@ def print_json(value: object) -> None:
 
 
 def jsonable(value: Any) -> Any:
-    """Dataclasses by field, enums by name in lower case, bytes in hex; JSON knows no NaN or
+    """Dataclasses and named tuples by field, enums by name in lower case, bytes in hex; JSON knows no NaN or
     infinity: null."""
     match value:
         case BatonError():
@@ -50,6 +50,8 @@ def jsonable(value: Any) -> Any:
             return value.name.lower()
         case _ if dataclasses.is_dataclass(value):
             return {f.name: jsonable(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        case tuple() if hasattr(value, "_asdict"):
+            return jsonable(value._asdict())
         case Mapping():
             return {str(key): jsonable(each) for key, each in value.items()}
         case list() | tuple():

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from baton.types import BlockId, Role
+from baton.types import BlockId
 from router.commitment import Commitment
 from router.index import BlockIndex, Matches
 from router.policy import Choice, Demand, PolicySettings, choose
@@ -51,8 +51,7 @@ class Chooser:
     def choose(self, prompt: PromptBlocks, takes: Takes, now_s: float) -> Choice | None:
         """The best pair of those pools that `takes` allows; None where no decode pool is among them."""
         hits = self.hits(prompt)
-        decode = shortlist(self.pools, Role.DECODE, prompt.model, hits, takes)
-        prefill = shortlist(self.pools, Role.PREFILL, prompt.model, hits, takes)
+        decode, prefill = shortlist(self.pools, prompt.model, hits, takes)
         return self._best(prompt, hits, decode, prefill, now_s)
 
     def choose_prefill(
@@ -60,7 +59,7 @@ class Chooser:
     ) -> Choice | None:
         """The best way to a decode pool that is settled."""
         hits = self.hits(prompt)
-        prefill = shortlist(self.pools, Role.PREFILL, prompt.model, hits, takes)
+        _, prefill = shortlist(self.pools, prompt.model, hits, takes)
         return self._best(prompt, hits, [decode], prefill, now_s)
 
     def commit(self, choice: Choice, prompt: PromptBlocks, now_s: float) -> Commitment:
@@ -70,8 +69,7 @@ class Chooser:
     def explain(self, prompt: PromptBlocks, takes: Takes, now_s: float) -> Explanation | None:
         """What `choose` would choose, and what it would be chosen from."""
         hits = self.hits(prompt)
-        decode = shortlist(self.pools, Role.DECODE, prompt.model, hits, takes)
-        prefill = shortlist(self.pools, Role.PREFILL, prompt.model, hits, takes)
+        decode, prefill = shortlist(self.pools, prompt.model, hits, takes)
         choice = self._best(prompt, hits, decode, prefill, now_s)
         if choice is None:
             return None

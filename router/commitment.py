@@ -34,6 +34,7 @@ class Commitment:
         pools = dict.fromkeys((choice.decode.id, choice.computing.id))
         num_hits = max(0, choice.num_tokens - choice.num_missing) // block_size
         self._expected = [(pool, block_ids[num_hits:]) for pool in pools]
+        index.touch(block_ids[:num_hits])
         for pool, missing in self._expected:
             index.expect(pool, missing)
 

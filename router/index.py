@@ -1,19 +1,20 @@
 """Which pools hold which KV blocks, as far as their events have told. Pure.
 
-Maps from block id to a bit mask of pools: block ids are chained hashes, so the longest prefix that a pool
-holds is found by walking a prompt's ids while the mask of pools that had all before it is not empty.
-Correctness never depends on completeness: a wrong entry costs a worse choice, never a wrong token.
+Maps from block id to a bit mask of pools. Block ids are chained hashes, and who has a block has all that it
+goes on from, since caches forget ends first: so the places where pools' prefixes of a prompt end are found
+by halving it. Correctness never depends on completeness: a wrong entry costs a worse choice, never a wrong
+token.
 
 Entries lie in 256 shards, by the first byte of the id, so that nothing that walks entries stops the router
 for long: a pool that is gone is forgotten at once (its bit is), and its entries are swept shard by shard.
-A shard has two generations. What is stored or hit is in the young one; where there is no room, entries of
+A shard has two generations. What is stored or used is in the young one; where there is no room, entries of
 the old one go, those stored last first, so that a prefix outlives what was built on it; when it is empty,
 the young one grows old. Without room for a block nothing is lost but a hit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -31,7 +32,8 @@ _Shard = dict[bytes, int]
 class Matches(Mapping[PoolId, int]):
     """The leading tokens that each pool holds; pools without any are left out.
 
-    `groups`: pools with equally many, deepest first, as (tokens, bit mask of pools).
+    `groups`: pools with equally many, deepest first, as (tokens, bit mask of pools). `bit_of`: the bit of
+    every pool in such masks.
     """
 
     def __init__(
@@ -44,11 +46,11 @@ class Matches(Mapping[PoolId, int]):
         self._holders = 0  # all pools in groups
         for _, mask in groups:
             self._holders |= mask
-        self._bit_of = bit_of
+        self.bit_of = bit_of
         self._pool_of = pool_of
 
     def __getitem__(self, pool: PoolId) -> int:
-        bit = self._bit_of[pool]
+        bit = self.bit_of[pool]
         for num_tokens, mask in self.groups:
             if mask & bit:
                 return num_tokens
@@ -56,7 +58,7 @@ class Matches(Mapping[PoolId, int]):
 
     def get(self, pool: PoolId, default: Any = None) -> Any:
         """Asked for every pool that is judged, of which most hold nothing."""
-        bit = self._bit_of.get(pool, 0)
+        bit = self.bit_of.get(pool, 0)
         if bit & self._holders:
             for num_tokens, mask in self.groups:
                 if mask & bit:
@@ -67,10 +69,6 @@ class Matches(Mapping[PoolId, int]):
     def most(self) -> int:
         """The most that any pool holds."""
         return self.groups[0][0] if self.groups else 0
-
-    def is_in(self, pool: PoolId, mask: int) -> bool:
-        """Whether `mask`, of a group, names `pool`."""
-        return bool(self._bit_of.get(pool, 0) & mask)
 
     def __iter__(self) -> Iterator[PoolId]:
         for _, mask in self.groups:
@@ -93,6 +91,7 @@ class BlockIndex:
         self._max_per_shard = max(1, max_bytes // BYTES_PER_ENTRY // _NUM_SHARDS)
         self._young: list[_Shard] = [{} for _ in range(_NUM_SHARDS)]
         self._old: list[_Shard] = [{} for _ in range(_NUM_SHARDS)]
+        self._has_old = False
         self._expected: dict[BlockId, int] = {}
         self._num_expecting: dict[PoolId, dict[BlockId, int]] = {}
         self._bit_of: dict[PoolId, int] = {}
@@ -196,31 +195,39 @@ class BlockIndex:
 
     # What is asked
 
-    def match(self, block_ids: Iterable[BlockId], block_size: int = 1) -> Matches:
+    def match(self, block_ids: Sequence[BlockId], block_size: int = 1) -> Matches:
         """How much of a prompt each pool holds, or is about to, in tokens of `block_size` a block."""
-        young, old, expected = self._young, self._old, self._expected
         groups: list[tuple[int, int]] = []
-        alive = self._live
-        depth = 0
-        for block_id in block_ids:
-            shard = block_id[0]
-            held = young[shard].get(block_id[1:], 0)
-            if not held and old[shard]:
-                held = self._rejuvenate(shard, block_id[1:])
-            if block_id in expected:
-                held |= expected[block_id]
-            holders = held & alive
-            if holders != alive:
-                if depth:
-                    groups.append((depth * block_size, alive & ~holders))
-                alive = holders
-                if not alive:
-                    break
-            depth += 1
-        if alive and depth:
-            groups.append((depth * block_size, alive))
-        groups.reverse()
+        if not block_ids:
+            return Matches(groups, self._bit_of, self._pool_of)
+        num_blocks, live = len(block_ids), self._live
+        all_of_it = self._holders(block_ids[-1]) & live
+        if all_of_it:
+            groups.append((num_blocks * block_size, all_of_it))
+        # Spans of the prompt, deepest last: `before` hold all to `start`, `after` of them all to `end`.
+        spans = [(0, live, num_blocks, all_of_it)]
+        while spans:
+            start, before, end, after = spans.pop()
+            if before == after:
+                continue
+            if end - start == 1:
+                if start:
+                    groups.append((start * block_size, before & ~after))
+                continue
+            middle = (start + end) // 2
+            holders = self._holders(block_ids[middle - 1]) & before
+            spans.append((start, before, middle, holders))
+            spans.append((middle, holders, end, after))
         return Matches(groups, self._bit_of, self._pool_of)
+
+    def touch(self, block_ids: Iterable[BlockId]) -> None:
+        """These are used: they stay longer than those that are not."""
+        if not self._has_old:
+            return
+        for block_id in block_ids:
+            shard, key = block_id[0], block_id[1:]
+            if held := self._old[shard].pop(key, 0) & ~self._gone:
+                self._young[shard][key] = held
 
     def blocks_of(self, pool: PoolId) -> set[BlockId]:
         """All that `pool` is believed to hold. Walks the whole index."""
@@ -232,14 +239,14 @@ class BlockIndex:
             if pools & bit
         }
 
-    # Room
+    def _holders(self, block_id: BlockId) -> int:
+        shard, key = block_id[0], block_id[1:]
+        held = self._young[shard].get(key, 0)
+        if not held and self._has_old:
+            held = self._old[shard].get(key, 0)
+        return held | self._expected.get(block_id, 0)
 
-    def _rejuvenate(self, shard: int, key: bytes) -> int:
-        """The holders of a key that is not in the young generation; found, it is from now on."""
-        held = self._old[shard].pop(key, 0) & ~self._gone
-        if held:
-            self._young[shard][key] = held
-        return held
+    # Room
 
     def _make_room(self, shard: int) -> None:
         young, old = self._young[shard], self._old[shard]
@@ -247,6 +254,7 @@ class BlockIndex:
             return
         if not old:
             self._young[shard], self._old[shard] = {}, young
+            self._has_old = True
             old = young
         old.popitem()
 

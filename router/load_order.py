@@ -26,6 +26,9 @@ class LoadOrder(Generic[Item]):
         """Least loaded first."""
         return (self._item_of[number] for _, number in self._places)
 
+    def first(self, num_items: int) -> list[Item]:
+        return [self._item_of[number] for _, number in self._places[:num_items]]
+
     def __len__(self) -> int:
         return len(self._places)
 

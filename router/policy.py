@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import NamedTuple
 
 from baton.prefill_cost import PrefillCost
@@ -124,16 +125,9 @@ class Choice:
         return PrefillChoice(self.prefill.id, worker.incarnation, worker.address, self.lends)
 
 
-class _Usual(NamedTuple):
-    """Of the pools judged: what prompts usually cost, and one of a thousand tokens."""
-
-    cost: PrefillCost
-    thousand_s: float
-
-
-@dataclass(slots=True)
-class _Leg:
-    """A pool that could compute the prompt: what holds whoever decodes."""
+class _Leg(NamedTuple):
+    """A pool that could compute the prompt: what holds whoever decodes. `lends`: it is given what the decode
+    pool has."""
 
     pool: Pool
     num_missing: int
@@ -141,7 +135,24 @@ class _Leg:
     compute_s: float
     harm_s: float
     cost_s: float
-    lends: bool = False  # it takes the prefix of the decode pool
+    lends: bool = False
+
+    def exposed_s(self, transfer_s: float) -> float:
+        """Layer by layer: all but the last layer's part leaves while the next one is computed."""
+        hidden_s = transfer_s - transfer_s / self.pool.num_layers
+        return transfer_s - (hidden_s if hidden_s < self.compute_s else self.compute_s)
+
+
+class _Seat(NamedTuple):
+    """A decode pool, and its best way. `leg`: the best that would compute the prompt elsewhere, None where
+    there is none, and `exposed_s` what its transfer adds; `stays` where the pool itself is better."""
+
+    rank: tuple[bool, float, int]  # too slow, the cost, and the emptier cache among equals
+    decode: Pool
+    own: _Leg
+    leg: _Leg | None
+    exposed_s: float
+    stays: bool
 
 
 def choose(
@@ -157,142 +168,155 @@ def choose(
     fills while its neighbour's stays empty.
     """
     usual = _usual_cost((*decode_pools, *prefill_pools))
-    legs = [
-        _leg(_num_missing(demand, pool), pool, settings, usual, now_s) for pool in prefill_pools
-    ]
-    legs.sort(key=lambda leg: (leg.cost_s, -leg.pool.num_unused_blocks))
-    borrowers = sorted(legs, key=lambda leg: leg.wait_s)[:_NUM_LENT]
-    best: tuple[bool, float, int] | None = None
-    choice: Choice | None = None
-    for decode in decode_pools:
+    judge = _Judge(demand, settings, usual, now_s)
+    judge.prepare(prefill_pools)
+    best: _Seat | None = None
+    for pool in decode_pools:
+        best = judge.better(pool, best)
+    return judge.choice(best) if best else None
+
+
+class _Judge:
+    """Of one request: what its ways cost."""
+
+    def __init__(
+        self, demand: Demand, settings: PolicySettings, usual: PrefillCost, now_s: float
+    ) -> None:
+        self._demand = demand
+        self._settings = settings
+        self._usual = usual
+        self._usual_s: dict[int, float] = {}  # of so many tokens: most pools lack equally many
+        thousand_s = usual.prompt_s(1000)
+        self._nearly = thousand_s / _NEARLY, thousand_s * _NEARLY
+        self._now_s = now_s
+        self._legs: list[_Leg] = []  # by their own cost, so that the first few decide
+        self._borrowers: list[_Leg] = []  # those with least to do
+        self._most_compute_s = 0.0
+        self._most_missing = 0  # of the borrowers
+
+    def prepare(self, prefill_pools: Sequence[Pool]) -> None:
+        """What holds for all decode pools."""
+        if not prefill_pools:
+            return
+        legs = [self._leg(pool, self._num_missing(pool)) for pool in prefill_pools]
+        legs.sort(key=lambda leg: (leg.cost_s, -leg.pool.num_unused_blocks))
+        self._legs = legs
+        self._most_compute_s = max([leg.compute_s for leg in legs])
+        if self._settings.lend:
+            self._borrowers = sorted(legs, key=lambda leg: leg.wait_s)[:_NUM_LENT]
+            self._most_missing = max([leg.num_missing for leg in self._borrowers])
+
+    def better(self, decode: Pool, best: _Seat | None) -> _Seat:
+        """`best`, or the best way that `decode` has, where that is better."""
+        settings = self._settings
+        own = self._leg(decode, self._num_missing(decode))
+        local_s = own.cost_s + self._disturbance_s(own)
+        limit_s = local_s if settings.local_prefill else inf
+        leg, exposed_s, remote_s = self._best_leg(decode, own.num_missing, limit_s)
+        stays = leg is None or limit_s < remote_s
         is_slow = 0.0 < settings.itl_target_s < decode.step_s
-        # A decode worker with more streams steps slower for all of them: load spreads among equals.
-        crowding_s = decode.step_s * decode.num_streams
-        unused = -decode.num_unused_blocks
-        own = _leg(_num_missing(demand, decode), decode, settings, usual, now_s)
-        local = _local(own, crowding_s, settings)
-        to_here = _with_lent(demand, decode, legs, borrowers, settings, usual, now_s)
-        leg, remote = _best_remote(demand, decode, crowding_s, to_here, settings)
-        stays = remote is None or (settings.local_prefill and local.cost_s < remote.cost_s)
-        rank = (is_slow, local.cost_s if stays or remote is None else remote.cost_s, unused)
-        if best is None or rank < best:
-            best = rank
-            chosen = own if stays or leg is None else leg
-            prefill = None if chosen is own else chosen.pool
-            choice = Choice(
-                decode,
-                prefill,
-                demand.num_tokens,
-                chosen.num_missing,
-                local,
-                remote,
-                chosen.lends,
-            )
-    return choice
+        cost_s = (local_s if stays else remote_s) + _crowding_s(decode)
+        rank = is_slow, cost_s, -decode.num_unused_blocks
+        if best is not None and best.rank <= rank:
+            return best
+        return _Seat(rank, decode, own, leg, exposed_s, stays)
+
+    def _best_leg(
+        self, decode: Pool, num_missing: int, limit_s: float
+    ) -> tuple[_Leg | None, float, float]:
+        """With what its transfer adds to it, and what the way costs in all. What is lent is judged only
+        where it could be better than `limit_s`."""
+        best, exposed_s, best_s = None, 0.0, inf
+        transfer_s, hand_off_s = self._transfer_s(num_missing, decode), self._settings.hand_off_s
+        least_exposed_s = transfer_s - self._most_compute_s
+        for leg in self._legs:
+            if leg.cost_s + least_exposed_s >= best_s:
+                break
+            late_s = leg.exposed_s(transfer_s)
+            if leg.cost_s + late_s < best_s:
+                best, exposed_s, best_s = leg, late_s, leg.cost_s + late_s
+        if num_missing < self._most_missing:
+            for leg in self._borrowers:
+                lend_s = self._transfer_s(leg.num_missing - num_missing, leg.pool) + hand_off_s
+                least_s = lend_s + max(self._compute_s(leg.pool, num_missing), transfer_s)
+                if lend_s <= hand_off_s or least_s >= min(best_s, limit_s - hand_off_s):
+                    continue
+                given = self._leg(leg.pool, num_missing, lend_s=lend_s)
+                late_s = given.exposed_s(transfer_s)
+                if given.cost_s + late_s < best_s:
+                    best, exposed_s, best_s = given, late_s, given.cost_s + late_s
+        return best, exposed_s, best_s + hand_off_s
+
+    def _leg(self, pool: Pool, num_missing: int, *, lend_s: float = 0.0) -> _Leg:
+        """`lend_s`: what it takes to be given the rest by the decode pool, while the prompt waits."""
+        settings = self._settings
+        compute_s = self._compute_s(pool, num_missing)
+        wait_s = harm_s = 0.0
+        if pool.queue.num_tokens:
+            wait_s, harm_s = pool.queue.quote(compute_s, self._now_s, settings.ttft_target_s)
+            harm_s *= settings.delay_weight
+        wait_s = max(wait_s + pool.elsewhere_s, lend_s)
+        if pool.is_others:
+            harm_s += settings.detour * compute_s
+        cost_s = wait_s + compute_s + harm_s
+        return _Leg(pool, num_missing, wait_s, compute_s, harm_s, cost_s, lend_s > 0.0)
+
+    def _num_missing(self, pool: Pool) -> int:
+        """At least the last token is always computed: its logits are needed."""
+        return max(1, self._demand.num_tokens - self._demand.hits.get(pool.id, 0))
+
+    def choice(self, seat: _Seat) -> Choice:
+        decode, own, leg = seat.decode, seat.own, seat.leg
+        crowding_s = _crowding_s(decode)
+        others_s = own.harm_s + self._disturbance_s(own) + crowding_s
+        local, remote = Way(own.wait_s, own.compute_s, 0.0, others_s), None
+        if leg is not None:
+            moved_s = seat.exposed_s + self._settings.hand_off_s
+            remote = Way(leg.wait_s, leg.compute_s, moved_s, leg.harm_s + crowding_s)
+        chosen = own if seat.stays or leg is None else leg
+        return Choice(
+            decode,
+            None if chosen is own else chosen.pool,
+            self._demand.num_tokens,
+            chosen.num_missing,
+            local,
+            remote,
+            chosen.lends,
+        )
+
+    def _compute_s(self, pool: Pool, num_tokens: int) -> float:
+        """As the pool has measured it. Equal workers measure unequal costs, each in its own noise: what
+        is nearly usual is taken for usual, or whoever looks a little faster would get all prompts."""
+        least_s, most_s = self._nearly
+        if pool.cost is not None and not least_s < pool.thousand_s < most_s:
+            return pool.cost.prompt_s(num_tokens)
+        usual_s = self._usual_s.get(num_tokens)
+        if usual_s is None:
+            usual_s = self._usual_s[num_tokens] = self._usual.prompt_s(num_tokens)
+        return usual_s
+
+    def _transfer_s(self, num_tokens: int, to: Pool) -> float:
+        rate = to.transfer_bytes_per_s or self._settings.transfer_bytes_per_s
+        return num_tokens * self._demand.kv_bytes_per_token / rate
+
+    def _disturbance_s(self, own: _Leg) -> float:
+        """What a prompt costs those who decode where it is computed."""
+        # Streams that run are disturbed from the start; who else, comes while it lasts.
+        settings = self._settings
+        coming = own.compute_s / (own.compute_s + settings.interference_ramp_s)
+        share = settings.interference * coming
+        share += settings.interference_per_stream * own.pool.num_streams
+        return share * own.compute_s
 
 
-def _local(own: _Leg, crowding_s: float, settings: PolicySettings) -> Way:
-    # Streams that run are disturbed from the start; who else, comes while it lasts.
-    coming = own.compute_s / (own.compute_s + settings.interference_ramp_s)
-    share = settings.interference * coming
-    share += settings.interference_per_stream * own.pool.num_streams
-    return Way(own.wait_s, own.compute_s, 0.0, own.harm_s + share * own.compute_s + crowding_s)
+def _crowding_s(decode: Pool) -> float:
+    """A decode worker with more streams steps slower for all of them: load spreads among equals."""
+    return decode.step_s * decode.num_streams
 
 
-def _best_remote(
-    demand: Demand,
-    decode: Pool,
-    crowding_s: float,
-    legs: Sequence[_Leg],
-    settings: PolicySettings,
-) -> tuple[_Leg | None, Way | None]:
-    """`legs` stand in the order of their own cost, so that the first few decide."""
-    best: _Leg | None = None
-    best_exposed_s = best_cost_s = float("inf")
-    num_bytes = _num_missing(demand, decode) * demand.kv_bytes_per_token
-    transfer_s = num_bytes / (decode.transfer_bytes_per_s or settings.transfer_bytes_per_s)
-    for leg in legs:
-        if leg.cost_s >= best_cost_s:
-            break
-        # Layer by layer: all but the last layer's part leaves while the next one is computed.
-        num_layers = max(1, leg.pool.worker.fingerprint.num_layers)
-        exposed_s = max(transfer_s / num_layers, transfer_s - leg.compute_s)
-        if leg.cost_s + exposed_s < best_cost_s:
-            best, best_exposed_s, best_cost_s = leg, exposed_s, leg.cost_s + exposed_s
-    if best is None:
-        return None, None
-    moved_s = best_exposed_s + settings.hand_off_s
-    return best, Way(best.wait_s, best.compute_s, moved_s, best.harm_s + crowding_s)
-
-
-def _with_lent(
-    demand: Demand,
-    decode: Pool,
-    legs: Sequence[_Leg],
-    borrowers: Sequence[_Leg],
-    settings: PolicySettings,
-    usual: _Usual,
-    now_s: float,
-) -> Sequence[_Leg]:
-    """`legs`, and beside them the `borrowers`, those with least to do, were they given what `decode` has;
-    in the order of their cost."""
-    num_hits = demand.hits.get(decode.id, 0)
-    if not settings.lend or not num_hits:
-        return legs
-    num_missing = _num_missing(demand, decode)
-    lent = []
-    for leg in borrowers:
-        num_bytes = (leg.num_missing - num_missing) * demand.kv_bytes_per_token
-        if num_bytes <= 0:
-            continue
-        rate = leg.pool.transfer_bytes_per_s or settings.transfer_bytes_per_s
-        lend_s = num_bytes / rate + settings.hand_off_s
-        given = _leg(num_missing, leg.pool, settings, usual, now_s, lend_s=lend_s)
-        if given.cost_s < leg.cost_s:
-            lent.append(given)
-    return sorted((*lent, *legs), key=lambda leg: leg.cost_s) if lent else legs
-
-
-def _leg(
-    num_missing: int,
-    pool: Pool,
-    settings: PolicySettings,
-    usual: _Usual,
-    now_s: float,
-    *,
-    lend_s: float = 0.0,
-) -> _Leg:
-    """`lend_s`: what it takes to be given the rest by the decode pool, while the prompt waits."""
-    compute_s = _cost(pool, usual).prompt_s(num_missing)
-    quote = pool.queue.quote(compute_s, now_s, settings.ttft_target_s)
-    wait_s = max(quote.wait_s + pool.elsewhere_s, lend_s)
-    harm_s = settings.delay_weight * quote.harm_s
-    if pool.is_others:
-        harm_s += settings.detour * compute_s
-    cost_s = wait_s + compute_s + harm_s
-    return _Leg(pool, num_missing, wait_s, compute_s, harm_s, cost_s, lends=lend_s > 0.0)
-
-
-def _num_missing(demand: Demand, pool: Pool) -> int:
-    """At least the last token is always computed: its logits are needed."""
-    return max(1, demand.num_tokens - demand.hits.get(pool.id, 0))
-
-
-def _cost(pool: Pool, usual: _Usual) -> PrefillCost:
-    """As the pool has measured it. Equal workers measure unequal costs, each in its own noise: what is
-    nearly usual is taken for usual, or whoever looks a little faster would get all prompts."""
-    own = pool.cost
-    if own is None:
-        return usual.cost
-    ratio = pool.thousand_s / usual.thousand_s
-    return usual.cost if 1 / _NEARLY < ratio < _NEARLY else own
-
-
-def _usual_cost(pools: Sequence[Pool]) -> _Usual:
+def _usual_cost(pools: Sequence[Pool]) -> PrefillCost:
     """Of a pool that has not measured its own: that of the middle one of some peers, so that a worker is
     not passed over for ever because nobody has tried it."""
     some = pools[:: max(1, len(pools) // _NUM_USUAL)]
     known = sorted((pool for pool in some if pool.cost), key=lambda pool: pool.thousand_s)
-    if known and (middle := known[len(known) // 2]).cost:
-        return _Usual(middle.cost, middle.thousand_s)
-    return _Usual(_DEFAULT_COST, _DEFAULT_COST.prompt_s(1000))
+    return (known[len(known) // 2].cost if known else None) or _DEFAULT_COST

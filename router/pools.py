@@ -19,25 +19,6 @@ _STEP_S = 0.02  # a decode step's until measured
 _FULL = 1e-6  # seconds that a full cache counts for: less than anything else
 
 
-@dataclass(frozen=True, slots=True)
-class _Speed:
-    """What a report says of prompts, worked out once: every request asks for it."""
-
-    load: PoolLoad | None
-    cost: PrefillCost | None
-    thousand_s: float
-
-    @classmethod
-    def of(cls, load: PoolLoad | None) -> _Speed:
-        cost = load.prefill_cost if load else None
-        if cost is None and load is not None and load.prefill_tokens_per_s:
-            cost = PrefillCost.at_rate(load.prefill_tokens_per_s)
-        return cls(load, cost, cost.prompt_s(1000) if cost else 0.0)
-
-
-_UNKNOWN = _Speed.of(None)
-
-
 @dataclass(slots=True, eq=False)
 class Pool:
     """One pool of one incarnation of a worker. What is in flight counts what this router has sent and
@@ -46,39 +27,27 @@ class Pool:
 
     id: PoolId
     worker: WorkerInfo
-    load: PoolLoad | None = None
     draining: bool = False
+    load: PoolLoad | None = None  # as the worker reported last, see `note_load`
+    cost: PrefillCost | None = None  # what prompts cost here; None until measured
+    thousand_s: float = 0.0  # a prompt of a thousand tokens, by which speeds are compared
+    step_s: float = 0.0  # a decode step's time; 0 until measured
     num_in_flight: int = 0
     queue: PrefillQueue = field(default_factory=PrefillQueue)
     elsewhere: InFlight = _NOTHING  # what the other routers said last that they have here
+    elsewhere_s: float = 0.0  # their prompts, as time
     is_others: bool = False  # another router turns here first, see `Pools.note_replicas`
     transfer_bytes_per_s: float = 0.0  # into this pool; 0 until measured
     place: Place | None = None  # among its peers, by load
-    _speed: _Speed = field(default_factory=lambda: _UNKNOWN)
+    num_layers: int = 1  # of the model: KV leaves layer by layer
 
-    @property
-    def step_s(self) -> float:
-        """A decode step's time; 0 until measured."""
-        return self.load.decode_step_s if self.load else 0.0
+    def __post_init__(self) -> None:
+        self.num_layers = max(1, self.worker.fingerprint.num_layers)
 
     @property
     def num_streams(self) -> int:
         """Requests that all routers have in flight here."""
         return self.num_in_flight + self.elsewhere.num_requests
-
-    @property
-    def cost(self) -> PrefillCost | None:
-        """What prompts cost here; None until measured."""
-        if self._speed.load is not self.load:
-            self._speed = _Speed.of(self.load)
-        return self._speed.cost
-
-    @property
-    def thousand_s(self) -> float:
-        """What a prompt of a thousand tokens takes here, by which speeds are compared; 0 until measured."""
-        if self._speed.load is not self.load:
-            self._speed = _Speed.of(self.load)
-        return self._speed.thousand_s
 
     def begin(self) -> None:
         """A request is in flight here from now on."""
@@ -101,22 +70,26 @@ class Pool:
         self._moved()
 
     def note_load(self, load: PoolLoad) -> None:
-        """Takes the worker's own report."""
-        self.load = load
-        if cost := load.prefill_cost:
-            self.queue.step_s = cost.step_s(cost.step_tokens)
+        """Takes the worker's own report, and works out what every request asks for."""
+        self.load, self.step_s = load, load.decode_step_s
+        self.cost = load.prefill_cost
+        if self.cost is not None:
+            self.queue.step_s = self.cost.step_s(self.cost.step_tokens)
+        elif load.prefill_tokens_per_s:
+            self.cost = PrefillCost.at_rate(load.prefill_tokens_per_s)
+        self.thousand_s = self.cost.prompt_s(1000) if self.cost else 0.0
+        self._weigh_elsewhere()
         self._moved()
 
     def note_elsewhere(self, work: InFlight) -> None:
         if work != self.elsewhere:
             self.elsewhere = work
+            self._weigh_elsewhere()
             self._moved()
 
-    @property
-    def elsewhere_s(self) -> float:
-        """The other routers' prompts here, as time."""
+    def _weigh_elsewhere(self) -> None:
         num_tokens = self.elsewhere.num_queued_tokens
-        return self.cost.prompt_s(num_tokens) if num_tokens and self.cost else 0.0
+        self.elsewhere_s = self.cost.prompt_s(num_tokens) if num_tokens and self.cost else 0.0
 
     def _load(self) -> float:
         """By which peers are compared: of prefill pools when they would have computed one prompt more,

@@ -7,11 +7,11 @@ better than the least loaded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from collections.abc import Callable, Iterable, Sequence
 
 from baton.types import Role
 from router.index import Matches
+from router.load_order import LoadOrder
 from router.pools import Pool, Pools
 
 _FEW = 12  # pools are all judged
@@ -25,30 +25,55 @@ _FAR = 32  # places in the order of load to look for members of a larger one
 Takes = Callable[[Pool], bool]
 
 
-def shortlist(pools: Pools, role: Role, model: str, hits: Matches, takes: Takes) -> list[Pool]:
-    """Of those that `takes` allows, all where there are few, else some 15 at most."""
-    by_load = pools.by_load(role, model)
+def shortlist(
+    pools: Pools, model: str, hits: Matches, takes: Takes
+) -> tuple[Sequence[Pool], Sequence[Pool]]:
+    """Decode and prefill pools. Of those that `takes` allows, all where there are few, else some 15."""
+    orders = pools.by_load(Role.DECODE, model), pools.by_load(Role.PREFILL, model)
+    # Groups of many are found by the order of load, those of a few by who is in them.
+    small: list[list[Pool]] = []
+    large: list[int] = []
+    if any(len(order) > _FEW for order in orders):
+        for _, mask in hits.groups[:_NUM_GROUPS]:
+            if mask.bit_count() <= _SMALL_GROUP:
+                members = (pools.get(pool_id) for pool_id in hits.pools_in(mask))
+                small.append([pool for pool in members if pool and pool.worker.model == model])
+            else:
+                large.append(mask)
+    decode, prefill = (
+        _of_role(role, order, hits, small, large, takes)
+        for role, order in zip((Role.DECODE, Role.PREFILL), orders, strict=True)
+    )
+    return decode, prefill
+
+
+def _of_role(
+    role: Role,
+    by_load: LoadOrder[Pool],
+    hits: Matches,
+    small: Sequence[Sequence[Pool]],
+    large: Sequence[int],
+    takes: Takes,
+) -> Sequence[Pool]:
     if len(by_load) <= _FEW:
         return [pool for pool in by_load if takes(pool)]
-    chosen = dict.fromkeys(_first(by_load, _NUM_LEAST_LOADED, takes))
+    chosen, bit_of = _first(by_load, _NUM_LEAST_LOADED, takes), hits.bit_of
+    near = by_load.first(_FAR) if large or role is Role.DECODE else []
     if role is Role.DECODE:  # whose load is that of decoding, but which may compute prompts, too
-        idle = (pool for pool in islice(by_load, _FAR) if not len(pool.queue))
-        chosen.update(dict.fromkeys(_first(idle, _NUM_IDLE, takes)))
-    for _, mask in hits.groups[:_NUM_GROUPS]:
-        if mask.bit_count() <= _SMALL_GROUP:
-            known = (pools.get(pool_id) for pool_id in hits.pools_in(mask))
-            members: Iterator[Pool] = (
-                pool
-                for pool in known
-                if pool and pool.worker.role is role and pool.worker.model == model
-            )
-            chosen.update(dict.fromkeys(_first(members, _SMALL_GROUP, takes)))
-        else:
-            near = islice(by_load, _FAR)
-            members = (pool for pool in near if hits.is_in(pool.id, mask))
-            chosen.update(dict.fromkeys(_first(members, _NUM_OF_A_GROUP, takes)))
+        chosen |= _first((p for p in near if not p.queue.num_tokens), _NUM_IDLE, takes)
+    for members in small:
+        chosen |= _first((p for p in members if p.worker.role is role), _SMALL_GROUP, takes)
+    for mask in large:
+        holders = (p for p in near if bit_of.get(p.id, 0) & mask)
+        chosen |= _first(holders, _NUM_OF_A_GROUP, takes)
     return list(chosen)
 
 
-def _first(pools: Iterable[Pool], num_pools: int, takes: Takes) -> Iterator[Pool]:
-    return islice((pool for pool in pools if takes(pool)), num_pools)
+def _first(pools: Iterable[Pool], num_pools: int, takes: Takes) -> dict[Pool, None]:
+    found: dict[Pool, None] = {}
+    for pool in pools:
+        if takes(pool):
+            found[pool] = None
+            if len(found) == num_pools:
+                break
+    return found

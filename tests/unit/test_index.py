@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import tracemalloc
+from collections.abc import Iterable
 
 from baton.types import BlockId, PoolId
 from router.index import BYTES_PER_ENTRY, BlockIndex
@@ -13,48 +14,62 @@ def block(number: int) -> BlockId:
     return BlockId(number.to_bytes(16, "little"))
 
 
+def blocks(numbers: Iterable[int]) -> list[BlockId]:
+    return list(map(block, numbers))
+
+
 def test_match_counts_leading_blocks_only() -> None:
     index = BlockIndex()
     a, b, c = PoolId("a"), PoolId("b"), PoolId("c")
     index.store(a, map(block, [1, 2, 3]))
-    index.store(b, map(block, [1, 3]))
-    index.store(c, map(block, [2, 3]))
-    assert index.match(map(block, [1, 2, 3, 4])) == {a: 3, b: 1}
-    assert index.match(map(block, [9, 1])) == {}
+    index.store(b, map(block, [1]))
+    index.store(c, map(block, [7, 8]))
+    assert index.match(blocks([1, 2, 3, 4])) == {a: 3, b: 1}
+    assert index.match(blocks([9, 10])) == {}
     assert index.match([]) == {}
 
 
 def test_random_events_match_a_plain_model() -> None:
+    """Four conversations with a prefix in common, of which pools have some, forget ends, and are dropped."""
     rng = random.Random(1)
     index = BlockIndex()
     pools = [PoolId(f"w{number}", number % 2) for number in range(6)]
-    held: dict[PoolId, set[int]] = {pool: set() for pool in pools}
+    stems = [blocks([*range(30), *range(100 * n, 100 * n + rng.randrange(90))]) for n in range(1, 5)]
+    held: dict[PoolId, set[BlockId]] = {pool: set() for pool in pools}
     for _ in range(3000):
-        pool = rng.choice(pools)
-        numbers = rng.sample(range(40), rng.randrange(1, 6))
+        pool, stem = rng.choice(pools), rng.choice(stems)
         match rng.randrange(8):
             case 0:
                 index.drop(pool)
                 held[pool] = set()
             case 1 | 2 | 3:
-                index.remove(pool, map(block, numbers))
-                held[pool] -= set(numbers)
+                forgotten = [each for stem in stems for each in stem[rng.randrange(len(stem)) :]]
+                if rng.random() < 0.9:  # the common prefix stays
+                    forgotten = [each for each in forgotten if each not in stems[0][:30]]
+                # A block is forgotten with all that goes on from it.
+                index.remove(pool, forgotten)
+                held[pool] -= set(forgotten)
+                for other in stems:
+                    kept = _leading(other, held[pool])
+                    index.remove(pool, other[kept:])
+                    held[pool] -= set(other[kept:])
             case _:
-                index.store(pool, map(block, numbers))
-                held[pool] |= set(numbers)
-        prompt = [rng.randrange(40) for _ in range(4)]
-        expected = {}
-        for each, blocks in held.items():
-            depth = next((i for i, n in enumerate(prompt) if n not in blocks), len(prompt))
-            if depth:
-                expected[each] = depth
-        assert index.match(map(block, prompt)) == expected
-    for each, blocks in held.items():
-        assert index.blocks_of(each) == set(map(block, blocks))
+                stored = stem[: rng.randrange(len(stem) + 1)]
+                index.store(pool, stored)
+                held[pool] |= set(stored)
+        prompt = [*rng.choice(stems)[: rng.randrange(130)], block(9999)]
+        depths = {each: _leading(prompt, known) for each, known in held.items()}
+        assert index.match(prompt) == {each: depth for each, depth in depths.items() if depth}
+    for each, known in held.items():
+        assert index.blocks_of(each) == known
     for each in pools:
         index.drop(each)
         assert index.blocks_of(each) == set()
-    assert index.match(map(block, range(40))) == {}
+    assert index.match(stems[0]) == {}
+
+
+def _leading(prompt: list[BlockId], known: set[BlockId]) -> int:
+    return next((i for i, each in enumerate(prompt) if each not in known), len(prompt))
 
 
 def test_blocks_on_their_way_are_hits_until_they_have_come() -> None:
@@ -87,7 +102,7 @@ def test_a_dropped_pool_is_swept_out_and_its_bit_given_to_others() -> None:
     for generation in range(20):
         pool = PoolId(f"w{generation}")
         index.store(pool, map(block, range(1000)))
-        assert index.match(map(block, range(1000))) == {pool: 1000}
+        assert index.match(blocks(range(1000))) == {pool: 1000}
         index.drop(pool)
         for number in range(600):  # other pools' events drive the sweep
             index.store(PoolId("other"), [block(10_000 + number)])
@@ -103,7 +118,8 @@ def test_memory_is_bounded_and_what_is_asked_for_stays() -> None:
     index.store(pool, hot)
     for _ in range(400):
         index.store(pool, [BlockId(rng.randbytes(16)) for _ in range(100)])
-        assert index.match(hot) == {pool: 200}
+        index.touch(hot)
+    assert index.match(hot) == {pool: 200}
     assert 0.8 * max_entries < len(index) <= max_entries
 
 

@@ -32,7 +32,9 @@ def pool(name: str, role: Role = Role.DECODE, *, rate: float = 1000.0, free: int
         pid=1,
     )
     load = PoolLoad(PoolId(name), 1, 0, 0, 0, 100, free, 0, 100 - free, 0, rate, 0.02)
-    return Pool(PoolId(name), worker, load)
+    made = Pool(PoolId(name), worker)
+    made.note_load(load)
+    return made
 
 
 def chosen(
@@ -112,7 +114,7 @@ def test_a_worker_that_nobody_has_tried_is_not_passed_over() -> None:
     decode = [pool("d", rate=12_000.0)]
     untried = pool("p", Role.PREFILL)
     assert untried.load is not None
-    untried.load = dataclasses.replace(untried.load, prefill_tokens_per_s=0.0)
+    untried.note_load(dataclasses.replace(untried.load, prefill_tokens_per_s=0.0))
     assert chosen(2048, decode, [untried]).prefill is untried
 
 

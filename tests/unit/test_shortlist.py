@@ -83,10 +83,7 @@ class Cluster:
         prompt = self.rng.choice(self.prompts)[: self.rng.randrange(2, 256)]
         hits = self.index.match(prompt, BLOCK_SIZE)
         demand = Demand(len(prompt) * BLOCK_SIZE + 1, hits, KV_BYTES)
-        decode, prefill = (
-            shortlist(self.pools, role, "m", hits, lambda pool: True)
-            for role in (Role.DECODE, Role.PREFILL)
-        )
+        decode, prefill = shortlist(self.pools, "m", hits, lambda pool: True)
         assert max(len(decode), len(prefill)) <= 20
         short = choose(demand, decode, prefill, SETTINGS)
         decode, prefill = (self.pools.serving(role, "m") for role in (Role.DECODE, Role.PREFILL))
@@ -114,9 +111,8 @@ def test_the_choice_among_candidates_is_the_best_of_all() -> None:
 def test_pools_that_take_nothing_are_not_candidates(num_pools: int) -> None:
     cluster = Cluster(random.Random(1), num_pools, 1)
     busy = {f"PREFILL-{number}" for number in range(num_pools - 1)}
-    found = shortlist(
+    _, found = shortlist(
         cluster.pools,
-        Role.PREFILL,
         "m",
         Matches([], {}, {}),
         lambda pool: pool.id.worker_id not in busy,
