@@ -34,7 +34,9 @@ def test_random_events_match_a_plain_model() -> None:
     rng = random.Random(1)
     index = BlockIndex()
     pools = [PoolId(f"w{number}", number % 2) for number in range(6)]
-    stems = [blocks([*range(30), *range(100 * n, 100 * n + rng.randrange(90))]) for n in range(1, 5)]
+    stems = [
+        blocks([*range(30), *range(100 * n, 100 * n + rng.randrange(90))]) for n in range(1, 5)
+    ]
     held: dict[PoolId, set[BlockId]] = {pool: set() for pool in pools}
     for _ in range(3000):
         pool, stem = rng.choice(pools), rng.choice(stems)
