@@ -83,6 +83,8 @@ def _made(kind: Any, value: Any) -> Any:
         return _made(next(each for each in arguments if each is not NoneType), value)
     if origin is tuple:
         return tuple(_made(arguments[0], each) for each in value)
+    if kind is PoolId:  # a named tuple, hence a list
+        return PoolId(*value[: len(PoolId._fields)])
     if fields := _fields(kind):
         return kind(**{
             name: _made(hint, value[name]) for name, hint in fields.items() if name in value
