@@ -17,6 +17,7 @@ from typing import Any
 from baton.block_id import chain, salt
 from baton.prefill_cost import PrefillCost
 from baton.types import BlockId, Fingerprint, PoolId, PoolLoad, Role, WorkerInfo
+from bench.router_tokenizer import trained_on_prose
 from bench.statistics import percentile
 from router.chooser import Chooser, PromptBlocks
 from router.index import BlockIndex
@@ -39,8 +40,8 @@ class DecisionSettings:
 
 
 def measure(settings: DecisionSettings) -> dict[str, Any]:
-    """`decision_us`: matching the index, judging candidates, choosing. `hashing_us`: the ids of the
-    prompt's blocks, from its tokens. `index_bytes_per_entry`: by the process' memory."""
+    """`decision_us`: matching the index, judging candidates, choosing. `tokenize_us`: the prompt's text.
+    `hashing_us`: the ids of its blocks, from its tokens. `index_bytes_per_entry`: by the process' memory."""
     world = _World(settings)
     before = _resident_bytes()
     started_s = time.perf_counter()
@@ -50,6 +51,7 @@ def measure(settings: DecisionSettings) -> dict[str, Any]:
     decisions_us = [1e6 * world.decide() for _ in range(settings.num_decisions)]
     return {
         "decision_us": {f"p{p}": percentile(decisions_us, p) for p in (50, 99)},
+        "tokenize_us": 1e6 * _tokenize_s(settings),
         "hashing_us": 1e6 * _hashing_s(settings),
         "index_bytes_per_entry": num_bytes / settings.num_blocks,
         "index_stores_per_s": settings.num_blocks / fill_s,
@@ -138,6 +140,16 @@ class _World:
 
 def _takes(pool: Pool) -> bool:
     return not pool.draining
+
+
+def _tokenize_s(settings: DecisionSettings) -> float:
+    tokenizer, text = trained_on_prose(settings.num_prompt_tokens)
+    times = []
+    for _ in range(10):
+        started_s = time.perf_counter()
+        tokenizer.encode_batch_fast([text])  # as the router does
+        times.append(time.perf_counter() - started_s)
+    return percentile(times, 50)
 
 
 def _hashing_s(settings: DecisionSettings) -> float:

@@ -21,7 +21,9 @@ class Spread:
 @dataclass(frozen=True, slots=True)
 class ReplayReport:
     """`reuse_ratio`: prompt tokens that were found in a cache, of all. `imbalance`: time for which the
-    busiest prefill pool computed, over the mean. `prediction_error_ms`: predicted less actual TTFT."""
+    busiest prefill pool computed, over the mean. `num_local`: prompts that decode pools computed.
+    `num_refused`: requests refused at the door. `prediction_error_ms`: predicted less actual TTFT, from the
+    routing on."""
 
     requests: int
     reuse_ratio: float
@@ -30,6 +32,7 @@ class ReplayReport:
     e2e_ms: Spread
     imbalance: float
     num_local: int
+    num_refused: int
     prediction_error_ms: Spread | None
 
 
@@ -38,9 +41,9 @@ def report(outcome: Outcome) -> ReplayReport:
     ttft = [r.first_token_s - r.arrival.at_s for r in done if r.first_token_s is not None]
     e2e = [r.finished_s - r.arrival.at_s for r in done if r.finished_s is not None]
     errors = [
-        r.predicted_ttft_s - (r.prefilled_s - r.arrival.at_s)
+        r.predicted_ttft_s - (r.prefilled_s - r.routed_s)
         for r in done
-        if r.predicted_ttft_s is not None and r.prefilled_s is not None
+        if r.predicted_ttft_s is not None and r.prefilled_s is not None and r.routed_s is not None
     ]
     num_tokens = sum(r.arrival.num_prompt_tokens for r in done)
     mean_busy_s = sum(outcome.busy_s) / max(1, len(outcome.busy_s))
@@ -52,6 +55,7 @@ def report(outcome: Outcome) -> ReplayReport:
         e2e_ms=spread((value, 1) for value in e2e),
         imbalance=max(outcome.busy_s, default=0.0) / mean_busy_s if mean_busy_s else 1.0,
         num_local=sum(not r.prefill for r in done),
+        num_refused=sum(r.refused for r in outcome.requests),
         prediction_error_ms=spread((value, 1) for value in errors) if errors else None,
     )
 

@@ -18,10 +18,12 @@ class SimulatedRequest:
     decode_blocks: list[int] | None = None  # the first `num_decode_hits` were cached there
     num_decode_hits: int = 0
     num_cached_tokens: int = 0
+    routed_s: float | None = None  # admitted, and given to workers
     started_s: float | None = None  # its first prefill step
     prefilled_s: float | None = None
     first_token_s: float | None = None
     finished_s: float | None = None
-    predicted_ttft_s: float | None = None
+    predicted_ttft_s: float | None = None  # from `routed_s` on
+    refused: bool = False
     prefill: str = ""
     decode: str = ""

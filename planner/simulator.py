@@ -1,11 +1,11 @@
 """A cluster in simulated time: arrivals in, finished requests out. Pure, and the same for the same input.
 
-    arrival ── router ── reserve at D ── queue at P ── steps ── KV to D ── steps at D ── finished
-                  └────── queue at D ── steps ──────────────────┘
+    arrival ── admission ── router ── reserve at D ── queue at P ── steps ── KV to D ── steps at D ── finished
+                               └────── queue at D ── steps ──────────────────┘
 
-The router's policy, index and pools and the workers' scheduler and block manager are those that serve;
-engines and transfers are a profile. Routers hear of caches after every step, of loads once a second, of
-each other ten times a second.
+The router's admission, policy, index and pools and the workers' scheduler and block manager are those that
+serve; engines and transfers are a profile. Routers hear of caches after every step, of loads once a second,
+of each other ten times a second.
 """
 
 from __future__ import annotations
@@ -88,8 +88,9 @@ class _Cluster:
     # A request's way
 
     def _arrive(self, request: SimulatedRequest) -> None:
-        router = self._router_of(request)
-        prefill, decode = router.route(request, self._events.now_s)
+        self._router_of(request).arrive(request, self._events.now_s)
+
+    def _start(self, request: SimulatedRequest, prefill: PoolId | None, decode: PoolId) -> None:
         request.prefill, request.decode = prefill.worker_id if prefill else "", decode.worker_id
         self._exchange_soon()
         if prefill is None:
@@ -143,7 +144,7 @@ class _Cluster:
         self._reporting.discard(pool_id)
         load = (self._prefill.get(pool_id) or self._decode[pool_id]).load()
         for router in self._routers:
-            router.note_load(load)
+            router.note_load(load, self._events.now_s)
         if load.num_running_requests or load.num_waiting_requests:
             self._report_soon(pool_id)
 
@@ -166,12 +167,12 @@ class _Cluster:
     def _make_routers(self, prefill: list[PoolId], decode: list[PoolId]) -> list[Routing]:
         shape = self._shape
         if shape.policy is None:
-            return [RoundRobin(prefill, decode) for _ in range(shape.num_routers)]
+            return [RoundRobin(prefill, decode, self._start) for _ in range(shape.num_routers)]
         workers = [self._worker(pool_id, Role.PREFILL) for pool_id in prefill]
         workers += [self._worker(pool_id, Role.DECODE) for pool_id in decode]
         kv_bytes = shape.profile.kv_bytes_per_token
         routers = [
-            BatonRouting(workers, shape.block_size, kv_bytes, shape.policy)
+            BatonRouting(workers, shape.block_size, kv_bytes, shape.policy, self._start)
             for _ in range(shape.num_routers)
         ]
         for number, router in enumerate(routers):

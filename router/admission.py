@@ -16,6 +16,7 @@ from itertools import count
 from math import inf
 
 from baton.errors import ConfigError, Overloaded
+from router.capacity import Capacity
 from router.fair_queue import FairQueue, Ticket
 
 _WEIGHT = 0.1  # of a new service time in the running mean
@@ -32,7 +33,7 @@ class AdmissionSettings:
     and a quota none where nothing is said."""
 
     max_in_flight_per_pool: int = 256
-    max_outstanding_s: float = 1.0
+    max_outstanding_s: float = 2.0
     max_queued_s: float = 30.0
     max_waiting: int = 1024
     class_ratio: float = 4.0
@@ -75,16 +76,6 @@ def _numbers(name: str, entries: tuple[str, ...]) -> dict[str, float]:
         if not 0 < numbers[tenant] < inf:
             raise ConfigError(f"must be more than 0: {entry!r}", field=name)
     return numbers
-
-
-@dataclass(frozen=True, slots=True)
-class Capacity:
-    """A model's workers: how many decode, how many compute prompts, and how fast one of these is; 0 until
-    one has measured it."""
-
-    num_decode_pools: int = 1
-    num_computing_pools: int = 1
-    prefill_tokens_per_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,10 +43,17 @@ class Chooser:
         self.pools = pools
         self.index = index
         self.settings = settings
+        self._matched: tuple[Sequence[BlockId], int, Matches] | None = None
 
     def hits(self, prompt: PromptBlocks) -> Matches:
         """The leading tokens that each pool has cached or is about to have."""
-        return self.index.match(prompt.block_ids, prompt.block_size)
+        # Admission asks, and in most cases routing does in the same instant.
+        block_ids, version = prompt.block_ids, self.index.version
+        if self._matched and self._matched[0] is block_ids and self._matched[1] == version:
+            return self._matched[2]
+        matches = self.index.match(block_ids, prompt.block_size)
+        self._matched = block_ids, version, matches
+        return matches
 
     def choose(self, prompt: PromptBlocks, takes: Takes, now_s: float) -> Choice | None:
         """The best pair of those pools that `takes` allows; None where no decode pool is among them."""

@@ -17,7 +17,7 @@ from baton.rpc.channel import channel
 from baton.state.base import ClusterState, Joined, Left, Member, Updated
 from baton.types import PoolId, Role, WorkerInfo
 from baton.v1 import decode_pb2
-from router.admission import Capacity
+from router.capacity import Capacity, capacity_of
 from router.decode_stream import DecodeStream, Leg
 from router.index import BlockIndex
 from router.kv_follower import KvFollower
@@ -156,14 +156,6 @@ class Fleet:
     async def _announce(self) -> None:
         self._measured_s = time.monotonic()
         for model in {pool.worker.model for pool in self.pools}:
-            self._on_capacity(model, self._capacity(model))
+            self._on_capacity(model, capacity_of(self.pools, model))
         async with self._changed:
             self._changed.notify_all()
-
-    def _capacity(self, model: str) -> Capacity:
-        decode = self.pools.serving(Role.DECODE, model)
-        computing = self.pools.serving(Role.PREFILL, model) or decode
-        rates = sorted(pool.load.prefill_tokens_per_s for pool in computing if pool.load)
-        measured = [rate for rate in rates if rate]
-        median = measured[len(measured) // 2] if measured else 0.0
-        return Capacity(len(decode), len(computing), median)

@@ -12,7 +12,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from baton.errors import DeadlineExceeded
-from router.admission import Admission, AdmissionSettings, Ask, Capacity
+from router.admission import Admission, AdmissionSettings, Ask
+from router.capacity import Capacity
 from router.fair_queue import Ticket
 from router.quotas import Quotas
 

@@ -91,6 +91,7 @@ class BlockIndex:
         self._max_per_shard = max(1, max_bytes // BYTES_PER_ENTRY // _NUM_SHARDS)
         self._young: list[_Shard] = [{} for _ in range(_NUM_SHARDS)]
         self._old: list[_Shard] = [{} for _ in range(_NUM_SHARDS)]
+        self.version = 0  # of what can be matched
         self._has_old = False
         self._expected: dict[BlockId, int] = {}
         self._num_expecting: dict[PoolId, dict[BlockId, int]] = {}
@@ -111,6 +112,7 @@ class BlockIndex:
 
     def store(self, pool: PoolId, block_ids: Iterable[BlockId]) -> None:
         """`pool` has published these blocks."""
+        self.version += 1
         bit = self._bit(pool)
         before = after = 0  # neighbours have the same holders: they share one int
         for block_id in block_ids:
@@ -130,6 +132,7 @@ class BlockIndex:
 
     def remove(self, pool: PoolId, block_ids: Iterable[BlockId]) -> None:
         """`pool` has forgotten these blocks."""
+        self.version += 1
         keep = ~self._bit(pool)
         for block_id in block_ids:
             shard, key = block_id[0], block_id[1:]
@@ -148,6 +151,7 @@ class BlockIndex:
 
     def drop(self, pool: PoolId) -> None:
         """`pool` is gone, or is about to be told anew."""
+        self.version += 1
         bit = self._bit_of.pop(pool, None)
         if bit is not None:
             self._forget_expected(pool, bit)
@@ -159,6 +163,7 @@ class BlockIndex:
 
     def expect(self, pool: PoolId, block_ids: Iterable[BlockId]) -> None:
         """`pool` is about to have these blocks: hits for whoever comes next. Ends with `settle`."""
+        self.version += 1
         bit, expected = self._bit(pool), self._expected
         num_expecting = self._num_expecting.setdefault(pool, {})
         for block_id in block_ids:
@@ -169,6 +174,7 @@ class BlockIndex:
 
     def settle(self, pool: PoolId, block_ids: Iterable[BlockId]) -> None:
         """What was expected has come, and was told as stored, or will not come."""
+        self.version += 1
         num_expecting = self._num_expecting.get(pool)
         if num_expecting is None:
             return  # dropped meanwhile

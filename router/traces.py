@@ -23,6 +23,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from baton import instants
 from baton.rpc.context import TRACEPARENT
+from router.policy import Choice
 from router.request_life import RequestLife
 
 _PHASES = {
@@ -93,9 +94,22 @@ def _attributes(life: RequestLife) -> Mapping[str, Value]:
         "baton.num_attempts": timeline.num_attempts,
         "baton.num_preemptions": timeline.num_preemptions,
     }
-    for name in ("predicted_local_ttft_s", "predicted_remote_ttft_s"):
-        if (predicted_s := getattr(timeline, name)) is not None:
-            found[f"baton.{name}"] = predicted_s
+    if life.choice is not None:
+        found |= _of_choice(life.choice)
+    return found
+
+
+def _of_choice(choice: Choice) -> Mapping[str, Value]:
+    """Why the last attempt went where it did: the predicted parts of both ways, and what they cost others."""
+    found: dict[str, Value] = {
+        "baton.route.num_missing_tokens": choice.num_missing,
+        "baton.route.num_streams": choice.decode.num_streams,
+        "baton.route.lends": choice.lends,
+    }
+    for name, way in (("local", choice.local), ("remote", choice.remote)):
+        if way is not None:
+            found |= {f"baton.route.{name}.{part}": value for part, value in way._asdict().items()}
+            found[f"baton.route.{name}.ttft_s"] = way.ttft_s
     return found
 
 

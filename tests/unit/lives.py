@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from baton.instants import RECEIVED
-from baton.types import Fingerprint, SamplingParams
+from baton.types import Fingerprint, Role, SamplingParams, WorkerInfo
 from router.models import ServedModel
 from router.request import GenerateInput
 from router.request_life import RequestLife
@@ -20,4 +20,10 @@ def make_life(*, traceparent: str = "", num_prompt_tokens: int = 100) -> Request
     request = GenerateInput(prompt=prompt, traceparent=traceparent)
     return RequestLife.begin(
         "r-1", request, model, SamplingParams(max_tokens=8), prompt, {RECEIVED: 0.0}
+    )
+
+
+def make_worker(name: str) -> WorkerInfo:
+    return WorkerInfo(
+        name, 1, Role.DECODE, "", "m", FINGERPRINT, 4096, 1000, 1, 1000, "0", ("shm",), "h", 1
     )

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from baton.errors import ConfigError, Overloaded
-from router.admission import Admission, AdmissionSettings, Ask, Capacity
+from router.admission import Admission, AdmissionSettings, Ask
+from router.capacity import Capacity
 from router.fair_queue import Ticket
 
 ONE_AT_A_TIME = AdmissionSettings(max_outstanding_s=1e-9, max_queued_s=1e9, max_waiting=10**6)

@@ -87,3 +87,4 @@ def test_decisions_are_measured() -> None:
     assert set(shown["decision_us"]) == {"p50", "p99"}
     assert 0 < shown["decision_us"]["p50"] <= shown["decision_us"]["p99"]
     assert shown["hashing_us"] > 0
+    assert shown["tokenize_us"] > 0

@@ -9,7 +9,8 @@ from contextlib import suppress
 import pytest
 
 from baton.errors import DeadlineExceeded, Overloaded
-from router.admission import AdmissionSettings, Ask, Capacity
+from router.admission import AdmissionSettings, Ask
+from router.capacity import Capacity
 from router.gate import Gate, Place
 
 

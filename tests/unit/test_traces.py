@@ -9,10 +9,12 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from baton import instants
-from baton.types import HandOffReport
+from baton.types import HandOffReport, PoolId
+from router.policy import Choice, Way
+from router.pools import Pool
 from router.request_life import RequestLife
 from router.traces import Traces
-from tests.unit.lives import make_life
+from tests.unit.lives import make_life, make_worker
 
 TRACE_ID, SPAN_ID = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 
@@ -61,6 +63,31 @@ def test_every_phase_is_a_span_of_the_request() -> None:
         "baton.transfer_s": 0.05,
         "baton.transfer_exposed_s": 0.01,
         "baton.num_resent_blocks": 0,
+    }
+
+
+def test_the_request_says_why_it_went_where_it_went() -> None:
+    life = ended()
+    decode = Pool(PoolId("d-1"), make_worker("d-1"))
+    decode.begin()
+    life.choice = Choice(decode, None, 100, 36, Way(0.5, 0.25, 0.0, 0.125), Way(0.0, 1.0, 2.0, 0.0))
+    found = spans_of(life)["request"].attributes
+    assert found is not None
+    route = {name: value for name, value in found.items() if name.startswith("baton.route.")}
+    assert route == {
+        "baton.route.num_missing_tokens": 36,
+        "baton.route.num_streams": 1,
+        "baton.route.lends": False,
+        "baton.route.local.wait_s": 0.5,
+        "baton.route.local.compute_s": 0.25,
+        "baton.route.local.transfer_s": 0.0,
+        "baton.route.local.others_s": 0.125,
+        "baton.route.local.ttft_s": 0.75,
+        "baton.route.remote.wait_s": 0.0,
+        "baton.route.remote.compute_s": 1.0,
+        "baton.route.remote.transfer_s": 2.0,
+        "baton.route.remote.others_s": 0.0,
+        "baton.route.remote.ttft_s": 3.0,
     }
 
 
