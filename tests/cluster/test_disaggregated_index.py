@@ -16,6 +16,7 @@ from baton.types import BlockId, PoolId, WorkerInfo
 from baton.v1 import common_pb2, worker_pb2, worker_pb2_grpc
 from cluster.local import LocalCluster
 from cluster.process import free_port
+from router.index import BlockIndex
 from router.policy import PolicySettings
 from router.process import Router
 from tests.cluster.lives import NUM_BLOCKS, TINY_POOL, followed, live, make_kinds
@@ -70,21 +71,26 @@ async def test_the_index_is_what_the_workers_have_cached(checkpoint: Path) -> No
         for worker_id, info in workers.items():
             assert events[worker_id].num_evicted > 0
             cached = await cached_by(info)
-            assert cached
-            assert index.blocks_of(PoolId(worker_id)) == cached == events[worker_id].published
+            assert cached == events[worker_id].published != set()
+            await known_as(index, worker_id, cached)
         assert sum(pool.num_evicted for pool in events.values()) > 2 * NUM_BLOCKS
         assert len(index) == len(set().union(*(pool.published for pool in events.values())))
 
         victim = cluster.workers[0]
         victim.popen.kill()
         victim.popen.wait()
-        await eventually(lambda: asyncio.sleep(0, index.blocks_of(PoolId(victim.name))), is_empty)
+        await known_as(index, victim.name, set())
         for worker_id in workers.keys() - {victim.name}:
             assert index.blocks_of(PoolId(worker_id)) == events[worker_id].published
 
 
-def is_empty(blocks: set[BlockId]) -> bool:
-    return not blocks
+async def known_as(index: BlockIndex, worker_id: str, blocks: set[BlockId]) -> None:
+    """Waits for what the worker is just telling."""
+
+    async def known() -> set[BlockId]:
+        return index.blocks_of(PoolId(worker_id))
+
+    await eventually(known, lambda seen: seen == blocks)
 
 
 async def test_a_conversation_returns_to_its_worker_and_moves_only_what_is_new(
