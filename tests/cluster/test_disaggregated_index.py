@@ -69,7 +69,6 @@ async def test_the_index_is_what_the_workers_have_cached(checkpoint: Path) -> No
             await live(client, kinds, num_requests=200)
             workers = {worker.info.worker_id: worker.info for worker in await client.workers()}
         for worker_id, info in workers.items():
-            assert events[worker_id].num_evicted > 0
             cached = await cached_by(info)
             assert cached == events[worker_id].published != set()
             await known_as(index, worker_id, cached)
