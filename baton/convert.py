@@ -260,6 +260,7 @@ def pool_load_to_proto(load: PoolLoad) -> common_pb2.PoolLoad:
         prefill_tokens_per_s=load.prefill_tokens_per_s,
         decode_step_s=load.decode_step_s,
         prefill_cost=_prefill_cost_to_proto(load.prefill_cost) if load.prefill_cost else None,
+        decode_stream_s=load.decode_stream_s,
     )
 
 
@@ -280,6 +281,7 @@ def pool_load_from_proto(message: common_pb2.PoolLoad) -> PoolLoad:
         prefill_cost=_prefill_cost_from_proto(message.prefill_cost)
         if message.HasField("prefill_cost")
         else None,
+        decode_stream_s=message.decode_stream_s,
     )
 
 

@@ -133,6 +133,7 @@ class PoolLoad:
     prefill_tokens_per_s: float = 0.0
     decode_step_s: float = 0.0
     prefill_cost: PrefillCost | None = None  # None before the first prefill
+    decode_stream_s: float = 0.0  # what a stream more adds to a decode step; 0 until known
 
 
 @dataclass(frozen=True, slots=True)

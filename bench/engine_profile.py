@@ -14,7 +14,7 @@ from engine.batch import NewSample, Slice, StepPlan
 from engine.config import EngineConfig
 from engine.least_squares import least_squares
 from engine.model_runner import ModelRunner
-from engine.prefill_fit import PrefillFit
+from engine.step_fit import StepFit
 from planner.profile import DecodeCost, EngineProfile
 
 _PREFILL_TOKENS = (32, 64, 128, 256, 384, 512)
@@ -43,13 +43,13 @@ def measure(settings: ProfileSettings, on_step: OnStep) -> EngineProfile:
         raise ConfigError("is too small to measure", field="num_blocks")
     engine.prefill_s(sizes[-1])  # what is slow once is over then
     limits = RoundLimits(_LEAST_ROUNDS, _MOST_ROUNDS, time.monotonic() + settings.time_limit_s)
-    steps, fit, decodes = Steps(_MOST_ROUNDS, on_step), PrefillFit(), []
+    steps, fit, decodes = Steps(_MOST_ROUNDS, on_step), StepFit(), []
     for _ in rounds(limits):
         for size in sizes:
             fit.observe(size, engine.prefill_s(size))
         decodes += [(num, length, engine.decode_s(num, length)) for num, length in batches]
         steps.end("round")
-    prefill = fit.cost(sizes[-1])
+    prefill = fit.prefill_cost(sizes[-1])
     assert prefill is not None, "there were prefills"
     return EngineProfile(
         str(settings.engine.model),

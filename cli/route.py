@@ -50,9 +50,28 @@ def _show(answer: Route, *, explain: bool) -> None:
     lent = f", the others taken from {chosen.decode}" if chosen.lends else ""
     out.print(f"{tokens}, {chosen.num_missing_tokens:,} of them to be computed{lent}", style="dim")
     if explain:
+        _decode_pools(answer.by_decode)
         _table("decode", [(str(o.decode), o, _way(o)) for o in answer.by_decode])
         remote = [(str(o.prefill), o, o.remote) for o in answer.by_prefill if o.remote]
         _table("prefill", remote)
+
+
+def _decode_pools(options: Sequence[RouteOption]) -> None:
+    """What they would do with the prompt."""
+    from cli.output import console, milliseconds, plain_table
+
+    table = plain_table()
+    for name in ("decode", "prefill by", "streams", "step with this one"):
+        table.add_column(name, justify="left" if name == "decode" else "right")
+    for option in options:
+        table.add_row(
+            str(option.decode),
+            str(option.prefill or "itself"),
+            str(option.num_streams),
+            milliseconds(option.step_s),
+        )
+    console().print()
+    console().print(table)
 
 
 def _way(option: RouteOption) -> RouteWay:
@@ -67,23 +86,12 @@ def _table(role: str, rows: Sequence[tuple[str, RouteOption, RouteWay]]) -> None
         return
     table = plain_table()
     table.add_column(role)
-    for name in (
-        "prefill by",
-        "streams",
-        "to compute",
-        "wait",
-        "compute",
-        "transfer",
-        "others",
-        "cost",
-    ):
+    for name in ("to compute", "wait", "compute", "transfer", "others", "cost"):
         table.add_column(name, justify="right")
     for name, option, way in rows:
         parts = (way.wait_s, way.compute_s, way.transfer_s, way.others_s)
         table.add_row(
             name,
-            str(option.prefill or "itself"),
-            str(option.num_streams),
             f"{option.num_missing_tokens:,}",
             *map(milliseconds, (*parts, sum(parts))),
         )

@@ -41,4 +41,5 @@ def pool_load(pool: PoolId, incarnation: int, scheduler: Accounts) -> PoolLoad:
         prefill_tokens_per_s=step_time.prefill_tokens_per_s,
         decode_step_s=step_time.decode_step_s,
         prefill_cost=step_time.prefill_cost,
+        decode_stream_s=step_time.decode_stream_s,
     )

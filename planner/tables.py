@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from baton.errors import ConfigError
 from baton.prefill_cost import PrefillCost
 from engine.least_squares import least_squares
-from engine.prefill_fit import PrefillFit
+from engine.step_fit import StepFit
 from planner.profile import DecodeCost, EngineProfile
 
 Row = Mapping[str, str]
@@ -48,10 +48,10 @@ def silicon(rows: Iterable[Row], model: str, system: str, precision: str) -> Eng
 
 
 def _prefill(points: Iterable[tuple[int, float]]) -> PrefillCost:
-    fit = PrefillFit()
+    fit = StepFit()
     for num_tokens, step_s in points:
         fit.observe(num_tokens, step_s)
-    cost = fit.cost(_STEP_TOKENS)
+    cost = fit.prefill_cost(_STEP_TOKENS)
     assert cost is not None, "there are rows"
     return cost
 

@@ -28,6 +28,7 @@ def _option(choice: Choice) -> admin_pb2.RouteOption:
         remote=_way(choice.remote) if choice.remote else None,
         lends=choice.lends,
         num_streams=choice.decode.num_streams,
+        step_s=choice.decode.next_step_s,
     )
 
 

@@ -42,7 +42,8 @@ class PolicySettings:
     `delay_weight`: cost of a second for which a passed prompt waits longer; twice as much where that one
     takes `ttft_target_s` itself, growing with the square: it is the longest waits that people notice.
     `detour`: what a second of prefill costs more on a pool to which another router turns first.
-    `itl_target_s`: pools that step slower are passed over while others are there; 0 is none.
+    `itl_target_s`: pools that are predicted to step slower with this request are passed over while others
+    are there; 0 is none.
     `local_prefill`: whether decode workers compute prompts while a prefill worker is up. `lend`: whether
     they give prefill workers the prefixes that they have."""
 
@@ -214,7 +215,8 @@ class _Judge:
         limit_s = local_s if settings.local_prefill else inf
         leg, exposed_s, remote_s = self._best_leg(decode, own.num_missing, limit_s)
         stays = leg is None or limit_s < remote_s
-        is_slow = 0.0 < settings.itl_target_s < decode.step_s
+        target_s = settings.itl_target_s
+        is_slow = target_s > 0.0 and decode.next_step_s > target_s
         cost_s = (local_s if stays else remote_s) + _crowding_s(decode)
         rank = is_slow, cost_s, -decode.num_unused_blocks
         if best is not None and best.rank <= rank:

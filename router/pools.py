@@ -49,6 +49,14 @@ class Pool:
         """Requests that all routers have in flight here."""
         return self.num_in_flight + self.elsewhere.num_requests
 
+    @property
+    def next_step_s(self) -> float:
+        """A decode step's predicted time with one stream more than all that are in flight here."""
+        if self.load is None:
+            return 0.0
+        num_more = self.num_streams + 1 - self.load.num_running_requests
+        return self.step_s + self.load.decode_stream_s * max(0, num_more)
+
     def begin(self) -> None:
         """A request is in flight here from now on."""
         self.num_in_flight += 1

@@ -104,6 +104,7 @@ def _of_choice(choice: Choice) -> Mapping[str, Value]:
     found: dict[str, Value] = {
         "baton.route.num_missing_tokens": choice.num_missing,
         "baton.route.num_streams": choice.decode.num_streams,
+        "baton.route.step_s": choice.decode.next_step_s,
         "baton.route.lends": choice.lends,
     }
     for name, way in (("local", choice.local), ("remote", choice.remote)):

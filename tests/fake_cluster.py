@@ -99,6 +99,7 @@ class FakeAdmin(admin_pb2_grpc.AdminServicer):
                 remote=admin_pb2.RouteWay(wait_s=wait_s, compute_s=0.25, transfer_s=0.125),
                 lends=True,
                 num_streams=7,
+                step_s=0.0125,
             )
             for name, wait_s in (("prefill-0", 0.0), ("prefill-1", 2.0))
         ]

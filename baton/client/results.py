@@ -159,7 +159,8 @@ class RouteWay:
 class RouteOption:
     """A pair of pools; `prefill` None where the decode pool computes the prompt itself. `remote`: None
     where no prefill worker is up. `lends`: the prefill pool takes what the decode pool has of the prompt.
-    `num_streams`: requests that all routers have in flight on the decode pool."""
+    `num_streams`: requests that all routers have in flight on the decode pool; `step_s`: a decode step's
+    predicted time with this one beside them, 0 until measured."""
 
     decode: PoolId
     prefill: PoolId | None
@@ -168,6 +169,7 @@ class RouteOption:
     remote: RouteWay | None
     lends: bool
     num_streams: int
+    step_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +200,7 @@ def _route_option(message: admin_pb2.RouteOption) -> RouteOption:
         _route_way(message.remote) if message.HasField("remote") else None,
         message.lends,
         message.num_streams,
+        message.step_s,
     )
 
 

@@ -312,12 +312,15 @@ class RouteOption(_message.Message):
     REMOTE_FIELD_NUMBER: _builtins.int
     LENDS_FIELD_NUMBER: _builtins.int
     NUM_STREAMS_FIELD_NUMBER: _builtins.int
+    STEP_S_FIELD_NUMBER: _builtins.int
     num_missing_tokens: _builtins.int
     """to be computed"""
     lends: _builtins.bool
     """the prefill worker takes what the decode worker has of the prompt"""
     num_streams: _builtins.int
     """requests that all routers have in flight on the decode worker"""
+    step_s: _builtins.float
+    """of the decode worker with this request beside those; 0 until measured"""
     @_builtins.property
     def decode(self) -> _common_pb2.Pool: ...
     @_builtins.property
@@ -340,10 +343,11 @@ class RouteOption(_message.Message):
         remote: Global___RouteWay | None = ...,
         lends: _builtins.bool = ...,
         num_streams: _builtins.int = ...,
+        step_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["decode", b"decode", "local", b"local", "prefill", b"prefill", "remote", b"remote"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode", b"decode", "lends", b"lends", "local", b"local", "num_missing_tokens", b"num_missing_tokens", "num_streams", b"num_streams", "prefill", b"prefill", "remote", b"remote"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode", b"decode", "lends", b"lends", "local", b"local", "num_missing_tokens", b"num_missing_tokens", "num_streams", b"num_streams", "prefill", b"prefill", "remote", b"remote", "step_s", b"step_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -512,6 +512,7 @@ class PoolLoad(_message.Message):
     PREFILL_TOKENS_PER_S_FIELD_NUMBER: _builtins.int
     DECODE_STEP_S_FIELD_NUMBER: _builtins.int
     PREFILL_COST_FIELD_NUMBER: _builtins.int
+    DECODE_STREAM_S_FIELD_NUMBER: _builtins.int
     incarnation: _builtins.int
     num_running_requests: _builtins.int
     num_waiting_requests: _builtins.int
@@ -527,6 +528,8 @@ class PoolLoad(_message.Message):
     """measured; 0 before the first step"""
     decode_step_s: _builtins.float
     """measured; 0 before the first step"""
+    decode_stream_s: _builtins.float
+    """what a stream more adds to a decode step, measured; 0 until known"""
     @_builtins.property
     def pool(self) -> Global___Pool: ...
     @_builtins.property
@@ -549,10 +552,11 @@ class PoolLoad(_message.Message):
         prefill_tokens_per_s: _builtins.float = ...,
         decode_step_s: _builtins.float = ...,
         prefill_cost: Global___PrefillCost | None = ...,
+        decode_stream_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["pool", b"pool", "prefill_cost", b"prefill_cost"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_step_s", b"decode_step_s", "incarnation", b"incarnation", "num_cached_blocks", b"num_cached_blocks", "num_free_blocks", b"num_free_blocks", "num_held_blocks", b"num_held_blocks", "num_quarantined_blocks", b"num_quarantined_blocks", "num_running_requests", b"num_running_requests", "num_total_blocks", b"num_total_blocks", "num_waiting_requests", b"num_waiting_requests", "num_waiting_tokens", b"num_waiting_tokens", "pool", b"pool", "prefill_cost", b"prefill_cost", "prefill_tokens_per_s", b"prefill_tokens_per_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_step_s", b"decode_step_s", "decode_stream_s", b"decode_stream_s", "incarnation", b"incarnation", "num_cached_blocks", b"num_cached_blocks", "num_free_blocks", b"num_free_blocks", "num_held_blocks", b"num_held_blocks", "num_quarantined_blocks", b"num_quarantined_blocks", "num_running_requests", b"num_running_requests", "num_total_blocks", b"num_total_blocks", "num_waiting_requests", b"num_waiting_requests", "num_waiting_tokens", b"num_waiting_tokens", "pool", b"pool", "prefill_cost", b"prefill_cost", "prefill_tokens_per_s", b"prefill_tokens_per_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -32,7 +32,9 @@ def test_explain_shows_who_else_was_judged(cluster: FakeCluster) -> None:
     (line,) = [line for line in result.output.splitlines() if line.startswith("prefill-1")]
     assert "2.00 s" in line
     assert "2.38 s" in line
-    assert line.split()[2] == "7"  # streams in flight
+    pools = [line.split() for line in result.output.splitlines() if line.startswith("decode-0")]
+    # Who would compute the prompt, streams in flight, and a step with one more.
+    assert pools[0] == ["decode-0", "prefill-0", "7", "12.5", "ms"]
 
 
 def test_json_has_every_part(cluster: FakeCluster) -> None:

@@ -147,3 +147,17 @@ def test_nothing_is_lent_that_the_prefill_worker_has() -> None:
     assert not both.lends
     more = chosen(9000, decode, prefill, {"d": 4000, "p": 8000})
     assert not more.lends
+
+
+def test_a_pool_that_this_request_would_make_too_slow_is_passed_over() -> None:
+    """Both keep the target now; only one does with a stream more."""
+    near, far = pool("near"), pool("far")
+    for each, step_s in ((near, 0.018), (far, 0.012)):
+        assert each.load is not None
+        load = dataclasses.replace(each.load, decode_step_s=step_s, decode_stream_s=0.004)
+        each.note_load(load)
+    demand = Demand(640, {PoolId("near"): 600}, KV_BYTES)
+    for target_s, expected in ((0.0, near), (0.020, far), (0.025, near)):
+        choice = choose(demand, [near, far], [], PolicySettings(itl_target_s=target_s))
+        assert choice is not None
+        assert choice.decode is expected

@@ -77,6 +77,7 @@ def test_the_request_says_why_it_went_where_it_went() -> None:
     assert route == {
         "baton.route.num_missing_tokens": 36,
         "baton.route.num_streams": 1,
+        "baton.route.step_s": 0.0,
         "baton.route.lends": False,
         "baton.route.local.wait_s": 0.5,
         "baton.route.local.compute_s": 0.25,

@@ -7,27 +7,27 @@ import random
 import pytest
 
 from baton.prefill_cost import PrefillCost
-from engine.prefill_fit import PrefillFit
+from engine.step_fit import StepFit
 from engine.step_time import StepTimeModel
 
 MOCKER = PrefillCost(4.209989e-10, 1.518344e-05, 16.50142e-03, 8192)
 
 
 def learned(truth: PrefillCost, sizes: list[int], noise: float = 0.0, seed: int = 1) -> PrefillCost:
-    rng, fit = random.Random(seed), PrefillFit()
+    rng, fit = random.Random(seed), StepFit()
     for num_tokens in sizes:
         fit.observe(num_tokens, truth.step_s(num_tokens) * rng.uniform(1 - noise, 1 + noise))
-    cost = fit.cost(truth.step_tokens)
+    cost = fit.prefill_cost(truth.step_tokens)
     assert cost is not None
     return cost
 
 
 def test_nothing_is_known_before_the_first_step() -> None:
-    fit = PrefillFit()
-    assert fit.cost(512) is None
+    fit = StepFit()
+    assert fit.prefill_cost(512) is None
     fit.observe(0, 1.0)
     fit.observe(100, 0.0)
-    assert fit.cost(512) is None
+    assert fit.prefill_cost(512) is None
 
 
 def test_one_size_gives_a_rate() -> None:
@@ -46,11 +46,11 @@ def test_a_curve_is_found_from_many_sizes() -> None:
 def test_noise_and_outliers_bend_it_little() -> None:
     rng = random.Random(3)
     sizes = [rng.randrange(64, 8192) for _ in range(800)]
-    fit = PrefillFit()
+    fit = StepFit()
     for number, num_tokens in enumerate(sizes):
         factor = 100.0 if number % 40 == 39 else rng.uniform(0.9, 1.1)
         fit.observe(num_tokens, MOCKER.step_s(num_tokens) * factor)
-    cost = fit.cost(8192)
+    cost = fit.prefill_cost(8192)
     assert cost is not None
     assert min(cost.quadratic_s, cost.linear_s, cost.fixed_s) >= 0.0
     for num_tokens in (500, 3000, 8192):
@@ -58,12 +58,12 @@ def test_noise_and_outliers_bend_it_little() -> None:
 
 
 def test_it_follows_an_engine_that_becomes_slower() -> None:
-    fit = PrefillFit()
+    fit = StepFit()
     for slower in (1.0, 1.9):
         for _ in range(60):
             for num_tokens in (100, 1000, 5000):
                 fit.observe(num_tokens, slower * MOCKER.step_s(num_tokens))
-    cost = fit.cost(8192)
+    cost = fit.prefill_cost(8192)
     assert cost is not None
     assert cost.step_s(3000) == pytest.approx(1.9 * MOCKER.step_s(3000), rel=0.05)
 
@@ -87,3 +87,14 @@ def test_a_worker_says_what_its_steps_cost_beside_decoding() -> None:
     assert cost is not None
     assert cost.step_tokens == model.step_tokens
     assert cost.step_s(300) == pytest.approx(0.3, rel=0.02)
+
+
+def test_what_a_stream_more_costs_is_known_once_their_number_has_changed() -> None:
+    model = StepTimeModel()
+    for _ in range(20):
+        model.observe(0, 4, 0.012)
+    assert model.decode_stream_s == 0.0
+    for _ in range(20):
+        for num_streams in (1, 4, 16, 32):
+            model.observe(0, num_streams, 0.01 + 0.0005 * num_streams)
+    assert model.decode_stream_s == pytest.approx(0.0005, rel=0.05)
