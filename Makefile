@@ -109,6 +109,12 @@ faults: SEED = 1
 faults: $(STAMP) ## N transfers (10000) with random faults of every kind, dealt by SEED (1)
 	@$(BIN)/python -m tests.faults $(N) $(SEED)
 
+# Prints how soon the next token came after each kill, and when what was killed was back.
+.PHONY: deaths
+deaths: N = 10
+deaths: $(STAMP) ## kill -9 of workers and routers under load, N times each (10)
+	@$(BIN)/python -m pytest -q -s --timeout 1800 --deaths $(N) tests/cluster/test_disaggregated_deaths.py
+
 # Runs on a GPU machine as it is: no .venv, no network, no plugins of pytest.
 .PHONY: gpu
 gpu: GPU_PYTHON = $(or $(PYTHON),python3)

@@ -9,6 +9,12 @@ import pytest
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--deaths", type=int, default=3, help="kills of each role under load (make deaths: 10)"
+    )
+
+
 @pytest.fixture(autouse=True)
 def environment_kept() -> Iterator[None]:
     """What a test sets for Baton's processes, it sets for its own."""

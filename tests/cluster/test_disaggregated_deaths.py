@@ -19,7 +19,6 @@ from cluster.spec import Settings, read
 from tests.cluster.load import Ask, Load, make_asks, show_recovery
 from tests.cluster.watching import eventually, settled
 
-NUM_DEATHS = 10
 WORKERS = {"deterministic": True, "num_blocks": 80}
 
 
@@ -28,6 +27,12 @@ async def asks(checkpoint: Path) -> AsyncIterator[list[Ask]]:
     with LocalCluster(str(checkpoint), worker_flags=WORKERS) as cluster:
         async with AsyncClient(cluster.address) as client:
             yield await make_asks(client, num_asks=24, num_new=80)
+
+
+@pytest.fixture
+def num_deaths(request: pytest.FixtureRequest) -> int:
+    number: int = request.config.getoption("--deaths")
+    return number
 
 
 def started(checkpoint: Path, **counts: int) -> RayCluster:
@@ -56,7 +61,7 @@ async def killed(cluster: RayCluster, name: str) -> float:
     return at_s
 
 
-async def test_workers_die(asks: list[Ask], checkpoint: Path) -> None:
+async def test_workers_die(asks: list[Ask], checkpoint: Path, num_deaths: int) -> None:
     """One of either role, shortly after each other; both are brought back, and then the others die."""
     deaths_s: dict[str, list[float]] = {"prefill": [], "decode": []}
     back_s: list[float] = []
@@ -65,7 +70,7 @@ async def test_workers_die(asks: list[Ask], checkpoint: Path) -> None:
             AsyncClient(cluster.address) as client,
             Load(client, asks).running() as load,
         ):
-            for number in range(NUM_DEATHS):
+            for number in range(num_deaths):
                 for role, at_s in deaths_s.items():
                     await load.progress(num_deltas=20)
                     at_s.append(await killed(cluster, f"{role}-{number % 2}"))
@@ -81,7 +86,7 @@ async def test_workers_die(asks: list[Ask], checkpoint: Path) -> None:
     assert sum(bool(timeline.prefill_worker) for timeline in timelines) > len(timelines) / 2
 
 
-async def test_routers_die(asks: list[Ask], checkpoint: Path) -> None:
+async def test_routers_die(asks: list[Ask], checkpoint: Path, num_deaths: int) -> None:
     """One of two, in turns; the client has both addresses."""
     deaths_s: list[float] = []
     back_s: list[float] = []
@@ -90,7 +95,7 @@ async def test_routers_die(asks: list[Ask], checkpoint: Path) -> None:
             AsyncClient(cluster.addresses) as client,
             Load(client, asks).running() as load,
         ):
-            for number in range(NUM_DEATHS):
+            for number in range(num_deaths):
                 await load.progress(num_deltas=50)
                 deaths_s.append(await killed(cluster, f"router-{number % 2}"))
                 await load.progress(num_deltas=50)
@@ -99,4 +104,4 @@ async def test_routers_die(asks: list[Ask], checkpoint: Path) -> None:
         for address in cluster.addresses:
             await settled(address)
     show_recovery("router", load.recovery_s(deaths_s), back_s)
-    assert sum(followed.num_continuations for followed in load.followed) >= NUM_DEATHS / 2
+    assert sum(followed.num_continuations for followed in load.followed) >= num_deaths / 2
