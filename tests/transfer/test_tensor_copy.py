@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from kv_transfer.base import Write
-from kv_transfer.checksum import checksum
 from kv_transfer.layout import PoolLayout, plan
 from kv_transfer.pool import Pool, copy_blocks, source_checksums
 from kv_transfer.tensor_copy import as_checksums, as_words, copy_pieces, sum_pieces
+from tests.checksum_definition import definition
 from tests.transfer.worlds import SMALL, random_pool
 
 WRITES = [
@@ -50,4 +50,4 @@ def test_a_sum_is_that_of_the_definition() -> None:
     words = as_words(pool.memory, layout)
     sums = sum_pieces(words, [6], range(layout.num_layers), whole, layout.piece_words)
     pieces = torch.cat([pool.piece(layer, 6) for layer in range(layout.num_layers)])
-    assert as_checksums(sums) == [checksum(pieces)] == [pool.checksum(6)]
+    assert as_checksums(sums) == [definition(pieces.numpy().tobytes())] == [pool.checksum(6)]
