@@ -20,6 +20,10 @@ class RowOps(Protocol):
         """Normalises the last dimension of x [..., size]."""
         ...
 
+    def add_rms_norm(self, x: Tensor, update: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """Adds `update` to x [num_tokens, size], in place, and normalises that; may work in `update`."""
+        ...
+
     def rope(self, x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Rotates x [num_tokens, num_heads, head_dim] by its positions; may work in place."""
         ...
@@ -34,6 +38,9 @@ class TorchRowOps:
         wide = x.float()
         scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
         return (wide * scale).to(x.dtype) * weight
+
+    def add_rms_norm(self, x: Tensor, update: Tensor, weight: Tensor, eps: float) -> Tensor:
+        return self.rms_norm(x.add_(update), weight, eps)
 
     def rope(self, x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         cosine, sine = cos[positions].unsqueeze(1), sin[positions].unsqueeze(1)
@@ -57,6 +64,10 @@ class CompiledRowOps:
         self._kernels.rms_norm(x, weight, eps, out)
         return out
 
+    def add_rms_norm(self, x: Tensor, update: Tensor, weight: Tensor, eps: float) -> Tensor:
+        self._kernels.add_rms_norm(update, x, weight, eps, update)
+        return update
+
     def rope(self, x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         self._kernels.rope(x, positions, cos, sin)
         return x
@@ -79,6 +90,10 @@ class RowByRow:
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         return torch.cat([self._ops.rms_norm(row, weight, eps) for row in x.split(1)])
+
+    def add_rms_norm(self, x: Tensor, update: Tensor, weight: Tensor, eps: float) -> Tensor:
+        rows = zip(x.split(1), update.split(1), strict=True)
+        return torch.cat([self._ops.add_rms_norm(row, more, weight, eps) for row, more in rows])
 
     def rope(self, x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         rows = zip(x.split(1), positions.split(1), strict=True)

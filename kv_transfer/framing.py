@@ -58,11 +58,11 @@ class Connection:
         except OSError as error:
             raise PeerLost(f"the connection broke: {error}") from error
 
-    def has_more(self) -> bool:
-        """Whether `receive` would find the beginning of a map, or the connection's end, at once."""
+    def has_more(self, wait_ms: int = 0) -> bool:
+        """Whether `receive` finds the beginning of a map, or the connection's end, within that time."""
         poll = select.poll()
         poll.register(self._socket, select.POLLIN)
-        return bool(poll.poll(0))
+        return bool(poll.poll(wait_ms))
 
     def has_ended(self) -> bool:
         """Whether the other end has closed the connection, or it broke, whatever lies unread before."""

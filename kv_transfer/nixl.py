@@ -6,15 +6,17 @@ Each pair has a control socket, and at both ends a NIXL agent of its own with th
     P                                       D
     control socket ---- hello ----------->  one thread per connection; makes its end of the pair
                    <--- that end ---------
+                   ---- connected ------->
                    ---- may I? ---------->  admits a portion, or refuses: the transfer is revoked
                    <--- granted ----------
-    write =================================> (no thread of Python)
+    write =================================> (no thread of Python, but over TCP)
                    ---- it has landed -->   the portion has ended
 
-The next portion is asked for while this one is written, so that no write waits for an answer.
+The next portion is asked for while this one is written, so that no write waits for an answer. D's thread lets
+UCX work while a connection is made and while portions are granted, and else sleeps.
 
 What is proof. UCX cannot promise D that nothing lands: a deregistered memory is closed to RDMA, but neither
-to a copy by the kernel nor to TCP, where D's own thread of UCX writes what it finds in the socket. So D
+to a copy by the kernel nor to TCP, where D's own UCX writes what it finds in the socket. So D
 keeps account instead: P writes nothing that was not granted, and says when all of it lies there (UCX tells
 it only once D's side has it). A portion ends by that word, or with the connection. P closes the socket only
 after its end of the pair is destroyed, and the kernel closes it when its last thread is gone: the socket's
@@ -45,9 +47,10 @@ from kv_transfer.nixl_ends import DESCRIPTION, PassiveEnd, WritingEnd
 from kv_transfer.pool import Pool, source_checksums, write_slices
 from kv_transfer.streams import synchronize
 
-_PORTION_BYTES = 16 << 20
+_PORTION_BYTES = 32 << 20
 _DEPTH = 2  # one is written, one is asked for
 _POLL_S = 20e-6
+_POLL_WITHIN_HOST_MS = 1  # there the kernel copies: D has only connections to make
 _LANES_WITHIN_HOST = 2  # there the lanes' threads copy; a NIC needs no more than one
 _HELLO_TIMEOUT_S = 10.0  # a process's first end takes half a second of work
 
@@ -74,7 +77,12 @@ class NixlReceiver(ListeningReceiver):
         granted: deque[TransferId] = deque()
         try:
             connection.send(end.describe(), self._timeout_s)
+            _progress(end, connection)
+            word = connection.receive(None, within_host=bool)
+            wait_ms = _POLL_WITHIN_HOST_MS if word["within_host"] else 0
             while True:
+                if granted:
+                    _progress(end, connection, wait_ms)
                 word = connection.receive(
                     None, landed=bool, request_id=str, attempt=int, blocks=list
                 )
@@ -91,6 +99,14 @@ class NixlReceiver(ListeningReceiver):
                 self._permissions.end(transfer)
 
 
+def _progress(end: PassiveEnd, connection: Connection, wait_ms: int = 0) -> None:
+    """Until the other end says something, or is gone."""
+    while not connection.has_more(wait_ms):
+        end.progress()
+        if not wait_ms:
+            time.sleep(_POLL_S)
+
+
 class NixlSender:
     """Writes from `pool` into pools that it is connected to."""
 
@@ -101,13 +117,15 @@ class NixlSender:
 
     def connect(self, offer: bytes) -> OrderedLink:
         fields = wire_format.unpack(offer, **OFFER, layout=dict, host_id=str)
-        num_lanes = _LANES_WITHIN_HOST if fields["host_id"] == host_id() else 1
+        within_host = fields["host_id"] == host_id()
+        num_lanes = _LANES_WITHIN_HOST if within_host else 1
         destination = wire_format.unpack_layout(fields["layout"])
         slices = plan(self.pool.layout, destination)
         connection = greet(fields, self.pool.layout, self.timeout_s)
         try:
             described = connection.receive(_HELLO_TIMEOUT_S, **DESCRIPTION)
             lanes = [_Lane(self.pool, described) for _ in range(num_lanes)]
+            connection.send({"within_host": within_host}, self.timeout_s)
         except BaseException:
             connection.close()
             raise
@@ -116,7 +134,7 @@ class NixlSender:
 
 
 class _NixlWire:
-    """A connected decode rank, on its link's thread."""
+    """A connected decode rank, on its link's thread, which itself moves bytes along the first lane."""
 
     def __init__(
         self,
@@ -132,25 +150,30 @@ class _NixlWire:
         self._slices = slices
         self._connection = connection
         self._lanes = lanes
+        self._threads = [ThreadPoolExecutor(1, thread_name_prefix="nixl-lane") for _ in lanes[1:]]
 
     def begin(self, transfer: TransferId, write: Write) -> Finish:
         pool, timeout_s = self._sender.pool, self._sender.timeout_s
         named = {"request_id": transfer.request_id, "attempt": transfer.attempt}
         blocks = list(write.destination_blocks)
         self._connection.send({"landed": False, **named, "blocks": blocks}, timeout_s)
+        # While the answer is on its way.
+        ranges = write_slices(pool.layout, self._destination, self._slices, write)
+        shares = list(_shares(ranges, len(self._lanes)))
 
         def finish() -> list[int]:
             if not self._connection.receive(timeout_s, granted=bool)["granted"]:
                 raise Cancelled("the receiver has revoked the transfer")
             synchronize(pool.memory.device)  # the NIC follows no stream
-            ranges = write_slices(pool.layout, self._destination, self._slices, write)
-            shares = zip(self._lanes, _shares(ranges, len(self._lanes)), strict=False)
-            moves = [lane.move(share, self._connection, timeout_s) for lane, share in shares]
-            # While the bytes are on their way.
-            sums = source_checksums(
-                pool, self._destination, self._slices, write, checksums=self._sender.checksums
-            )
-            wait(moves)
+            moves = self._start(shares[1:])
+            try:
+                if shares:
+                    self._lanes[0].move(shares[0], self._connection, timeout_s)
+                sums = source_checksums(
+                    pool, self._destination, self._slices, write, checksums=self._sender.checksums
+                )
+            finally:
+                wait(moves)
             for move in moves:
                 move.result()
             self._connection.send({"landed": True, **named, "blocks": blocks}, timeout_s)
@@ -158,31 +181,34 @@ class _NixlWire:
 
         return finish
 
+    def _start(self, shares: Sequence[Sequence[Slice]]) -> list[Future[None]]:
+        """Moves a share along each of the other lanes."""
+        connection, timeout_s = self._connection, self._sender.timeout_s
+        others = zip(self._threads, self._lanes[1:], shares, strict=False)
+        return [
+            thread.submit(lane.move, share, connection, timeout_s) for thread, lane, share in others
+        ]
+
     def close(self) -> None:
         """In this order: the connection's end tells D that nothing is written any more."""
+        for thread in self._threads:
+            thread.shutdown()
         for lane in self._lanes:
             lane.close()
         self._connection.close()
 
 
 class _Lane:
-    """A way to the other end, and a thread that moves bytes along it."""
+    """A way to the other end, for one thread."""
 
     def __init__(self, pool: Pool, described: dict[str, Any]) -> None:
         self._end = WritingEnd(pool.memory, described)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="nixl-lane")
-
-    def move(
-        self, ranges: Sequence[Slice], connection: Connection, timeout_s: float
-    ) -> Future[None]:
-        """Done when all of them lie at the other end; PeerLost where they will not."""
-        return self._thread.submit(self._move, ranges, connection, timeout_s)
 
     def close(self) -> None:
-        self._thread.shutdown()
         self._end.close()
 
-    def _move(self, ranges: Sequence[Slice], connection: Connection, timeout_s: float) -> None:
+    def move(self, ranges: Sequence[Slice], connection: Connection, timeout_s: float) -> None:
+        """Returns when all of them lie at the other end; PeerLost where they will not."""
         handle = self._end.write(ranges)
         give_up_s = time.monotonic() + timeout_s
         while not self._end.is_done(handle):

@@ -1,8 +1,7 @@
 """The two ends of a pair in NIXL (package `nixl`, the extra `rdma`), each with a UCX worker of its own.
 
-Closing an end destroys its worker: its connections are closed, its memory is deregistered, and the thread
-that moved bytes for it is gone. The first end of a process takes half a second, because NIXL looks at all of
-its plugins, later ones 25 ms.
+Closing an end destroys its worker: its connections are closed, and its memory is deregistered. The first end
+of a process takes half a second, because NIXL looks at all of its plugins, later ones 25 ms.
 
 Knows addresses and sizes; neither blocks nor transfers.
 """
@@ -39,6 +38,7 @@ class _Agent(Protocol):
 
     def register_memory(self, memory: Tensor) -> object: ...
     def deregister_memory(self, registered: object) -> None: ...
+    def get_new_notifs(self) -> object: ...
     def get_agent_metadata(self) -> bytes: ...
     def add_remote_agent(self, metadata: bytes) -> str: ...
     def remove_remote_agent(self, name: str) -> None: ...
@@ -54,13 +54,20 @@ def is_installed() -> bool:
 
 
 class PassiveEnd:
-    """`memory` may be written to by the other end. A thread of UCX serves it."""
+    """`memory` may be written to by the other end. Connections are made, and what comes over TCP is written
+    to memory, only while somebody calls `progress`: a thread of NIXL's would do so at the price of a core.
+    """
 
     def __init__(self, memory: Tensor) -> None:
         self._memory = memory
         with _failure():
-            self._agent = _agent(progress_thread=True)
+            self._agent = _agent()
             self._registered = self._agent.register_memory(memory)
+
+    def progress(self) -> None:
+        """Does what is to be done now, without waiting."""
+        with _failure():
+            self._agent.get_new_notifs()  # nobody notifies; asking makes UCX work
 
     def describe(self) -> dict[str, Any]:
         """What `WritingEnd` needs, for msgpack."""
@@ -87,7 +94,7 @@ class WritingEnd:
         self._target = described["kind"], described["address"], described["device"]
         self._under_way: list[Handle] = []
         with _failure():
-            self._agent = _agent(progress_thread=False)
+            self._agent = _agent()
             self._registered = self._agent.register_memory(memory)
             self._peer = self._agent.add_remote_agent(described["agent"])
             self._agent.make_connection(self._peer)
@@ -139,9 +146,9 @@ def _place(memory: Tensor) -> _Place:
     return kind, memory.data_ptr(), device
 
 
-def _agent(*, progress_thread: bool) -> _Agent:
+def _agent() -> _Agent:
     api = _library()
-    config = api.nixl_agent_config(enable_prog_thread=progress_thread, backends=["UCX"])
+    config = api.nixl_agent_config(enable_prog_thread=False, backends=["UCX"])
     return cast(_Agent, api.nixl_agent(secrets.token_hex(16), config))
 
 

@@ -48,7 +48,7 @@ from kv_transfer.torch_group import PairGroup, join
 
 _DECODE, _PREFILL = 0, 1  # ranks of a group
 _DEPTH = 3  # portions under way: one arrives, one is posted, one is announced
-_PORTION_BYTES = 16 << 20
+_PORTION_BYTES = 32 << 20
 _HEADER = {
     "request_id": str,
     "attempt": int,

@@ -26,14 +26,17 @@ Norm = Callable[[Tensor], Tensor]
 
 @dataclass(slots=True)
 class RmsNorm:
-    """x / rms(x) * weight, over the last dimension."""
+    """x / rms(x) * weight, over the last dimension. An `update` is added to x first, in place: what a
+    layer adds to its input is added where it is read next, in one pass."""
 
     ops: RowOps
     weight: Tensor
     eps: float
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.ops.rms_norm(x, self.weight, self.eps)
+    def __call__(self, x: Tensor, update: Tensor | None = None) -> Tensor:
+        if update is None:
+            return self.ops.rms_norm(x, self.weight, self.eps)
+        return self.ops.add_rms_norm(x, update, self.weight, self.eps)
 
 
 @dataclass(slots=True)
@@ -90,14 +93,18 @@ class Mlp:
 
 @dataclass(slots=True)
 class Layer:
-    attention_norm: Norm
+    """Returns what it adds to its input `x`, to which it has added `update`, what the layer before adds."""
+
+    attention_norm: RmsNorm
     attention: Attention
-    mlp_norm: Norm
+    mlp_norm: RmsNorm
     mlp: Mlp
 
-    def __call__(self, x: Tensor, positions: Tensor, attention: StepAttention) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), positions, attention)
-        return x + self.mlp(self.mlp_norm(x))
+    def __call__(
+        self, x: Tensor, update: Tensor | None, positions: Tensor, attention: StepAttention
+    ) -> Tensor:
+        mixed = self.attention(self.attention_norm(x, update), positions, attention)
+        return self.mlp(self.mlp_norm(x, mixed))
 
 
 @dataclass(slots=True)
@@ -113,9 +120,10 @@ class Decoder:
     def forward(self, token_ids: Tensor, positions: Tensor, attention: StepAttention) -> Tensor:
         """token_ids, positions int64 [num_tokens] -> hidden [num_tokens, hidden_size]."""
         x = embedding(token_ids, self.embeddings).to(self.dtype)
+        update = None
         for layer in self.layers:
-            x = layer(x, positions, attention)
-        return x
+            update = layer(x, update, positions, attention)
+        return x if update is None else x + update
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [num_rows, hidden_size] -> fp32 [num_rows, vocab_size]."""

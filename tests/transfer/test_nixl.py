@@ -35,6 +35,7 @@ def writer(decode: Decode) -> Iterator[Connection]:
     offer = wire_format.unpack(decode.receiver.offer())
     connection = greet(offer, SMALL, TIMEOUT_S)
     connection.receive(10.0, agent=bytes)
+    connection.send({"within_host": True}, TIMEOUT_S)
     yield connection
     connection.close()
 
