@@ -36,9 +36,11 @@ class PackedFp16Linear:
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self._pack: Any = torch.ops.quantized.linear_prepack_fp16(weight, bias)
+        # Of its overloads; to find it at every call takes as long as a small GEMM.
+        self._linear: Any = torch.ops.quantized.linear_dynamic_fp16.default
 
     def __call__(self, x: Tensor) -> Tensor:
-        out: Tensor = torch.ops.quantized.linear_dynamic_fp16(x, self._pack)
+        out: Tensor = self._linear(x, self._pack)
         return out
 
 
