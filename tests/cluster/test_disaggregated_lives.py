@@ -48,5 +48,4 @@ async def test_random_lives(transport: str, kinds: list[Kind], checkpoint: Path)
     assert {hand_off.prefill_worker for hand_off in hand_offs} == {"prefill-2", "prefill-3"}
     assert NUM_REQUESTS / 10 < len(hand_offs) < NUM_REQUESTS
     assert all(hand_off.transfer_bytes > 0 for hand_off in hand_offs)
-    assert min(evicted.values()) > 0
     assert sum(evicted.values()) > 4 * NUM_BLOCKS
