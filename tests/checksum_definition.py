@@ -1,5 +1,5 @@
-"""The hand-off's checksum as `kv_transfer.checksum` defines it, word by word: independent of every way by which
-Baton computes it."""
+"""The hand-off's checksum as `kv_transfer.checksum` defines it, word by word: independent of every way by
+which Baton computes it."""
 
 from __future__ import annotations
 
