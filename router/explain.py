@@ -27,8 +27,8 @@ def _option(choice: Choice) -> admin_pb2.RouteOption:
         local=_way(choice.local),
         remote=_way(choice.remote) if choice.remote else None,
         lends=choice.lends,
-        num_streams=choice.decode.num_streams,
-        step_s=choice.decode.next_step_s,
+        num_streams=choice.num_streams,
+        step_s=choice.step_s,
     )
 
 

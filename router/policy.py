@@ -90,7 +90,8 @@ class Way(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Choice:
     """`prefill` None: on the decode worker itself. The ways are those to the chosen decode pool; the
-    remote one is None where no prefill pool is up. `num_missing`: those of `num_tokens` to be computed."""
+    remote one is None where no prefill pool is up. `num_missing`: those of `num_tokens` to be computed.
+    `num_streams`, `step_s`: what the decode pool had in flight then, and its step with one more."""
 
     decode: Pool
     prefill: Pool | None
@@ -99,6 +100,8 @@ class Choice:
     local: Way
     remote: Way | None
     lends: bool = False
+    num_streams: int = 0
+    step_s: float = 0.0
 
     @property
     def way(self) -> Way:
@@ -284,6 +287,8 @@ class _Judge:
             local,
             remote,
             chosen.lends,
+            decode.num_streams,
+            decode.next_step_s,
         )
 
     def _compute_s(self, pool: Pool, num_tokens: int) -> float:

@@ -103,8 +103,8 @@ def _of_choice(choice: Choice) -> Mapping[str, Value]:
     """Why the last attempt went where it did: the predicted parts of both ways, and what they cost others."""
     found: dict[str, Value] = {
         "baton.route.num_missing_tokens": choice.num_missing,
-        "baton.route.num_streams": choice.decode.num_streams,
-        "baton.route.step_s": choice.decode.next_step_s,
+        "baton.route.num_streams": choice.num_streams,
+        "baton.route.step_s": choice.step_s,
         "baton.route.lends": choice.lends,
     }
     for name, way in (("local", choice.local), ("remote", choice.remote)):

@@ -70,7 +70,9 @@ def test_the_request_says_why_it_went_where_it_went() -> None:
     life = ended()
     decode = Pool(PoolId("d-1"), make_worker("d-1"))
     decode.begin()
-    life.choice = Choice(decode, None, 100, 36, Way(0.5, 0.25, 0.0, 0.125), Way(0.0, 1.0, 2.0, 0.0))
+    ways = Way(0.5, 0.25, 0.0, 0.125), Way(0.0, 1.0, 2.0, 0.0)
+    life.choice = Choice(decode, None, 100, 36, *ways, num_streams=decode.num_streams)
+    decode.end()  # what is in flight later says nothing of the choice
     found = spans_of(life)["request"].attributes
     assert found is not None
     route = {name: value for name, value in found.items() if name.startswith("baton.route.")}
