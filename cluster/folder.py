@@ -1,8 +1,8 @@
 """A cluster's own folder under the temporary directory, and the processes that belong to it.
 
 Everything that a cluster writes is in its folder, and every process that it starts, or that those start,
-carries the folder's name in its environment. So a janitor, a process of its own, can clean up whatever
-went wrong, also when this process is killed.
+carries the folder's name in its environment or writes to a log there. So a janitor, a process of its own,
+can clean up whatever went wrong, also when this process is killed.
 
     python -m cluster.folder FOLDER     the janitor: waits until its standard input ends
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -47,17 +48,30 @@ class ClusterFolder:
         self._janitor.communicate()  # the end of its input, which this process's death would be, too
 
 
-def _marked(folder: Path) -> Iterator[int]:
-    """Living processes with the mark (Linux; elsewhere none are found)."""
-    mark = f"{_MARK}={folder}".encode()
-    for environ in Path("/proc").glob("[0-9]*/environ"):
+def _members(folder: Path) -> Iterator[int]:
+    """Living processes of the cluster (Linux; elsewhere none are found)."""
+    for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it has ended, or is not ours to look at
-            if mark in environ.read_bytes().split(b"\0"):
-                yield int(environ.parent.name)
+            if _is_marked(process, folder) or _writes_to(process, folder):
+                yield int(process.name)
+
+
+def _is_marked(process: Path, folder: Path) -> bool:
+    return f"{_MARK}={folder}".encode() in (process / "environ").read_bytes().split(b"\0")
+
+
+def _writes_to(process: Path, folder: Path) -> bool:
+    """The other way to know Ray's agents: they give themselves titles, which lie in memory where what was
+    first in their environment lay, and Ray passes variables on in any order. Who only reads, as somebody
+    who follows a log, is not of the cluster."""
+    return any(
+        opened.lstat().st_mode & stat.S_IWUSR and opened.readlink().is_relative_to(folder)
+        for opened in (process / "fd").iterdir()
+    )
 
 
 def _clean(folder: Path) -> None:
-    while pids := list(_marked(folder)):  # again, for those that others started meanwhile
+    while pids := list(_members(folder)):  # again, for those that others started meanwhile
         for pid in pids:
             kill_confirmed(pid)
     shutil.rmtree(folder, ignore_errors=True)
