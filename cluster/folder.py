@@ -64,10 +64,11 @@ def _writes_to(process: Path, folder: Path) -> bool:
     """The other way to know Ray's agents: they give themselves titles, which lie in memory where what was
     first in their environment lay, and Ray passes variables on in any order. Who only reads, as somebody
     who follows a log, is not of the cluster."""
-    return any(
-        opened.lstat().st_mode & stat.S_IWUSR and opened.readlink().is_relative_to(folder)
-        for opened in (process / "fd").iterdir()
-    )
+    for opened in (process / "fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # it has been closed since
+            if opened.lstat().st_mode & stat.S_IWUSR and opened.readlink().is_relative_to(folder):
+                return True
+    return False
 
 
 def _clean(folder: Path) -> None:
