@@ -1,8 +1,8 @@
 """A cluster's own folder under the temporary directory, and the processes that belong to it.
 
 Everything that a cluster writes is in its folder, and every process that it starts, or that those start,
-carries the folder's name in its environment or writes to a log there. So a janitor, a process of its own,
-can clean up whatever went wrong, also when this process is killed.
+carries the folder's name in its environment or the raylet's log among its files. So a janitor, a process of
+its own, can clean up whatever went wrong, also when this process is killed.
 
     python -m cluster.folder FOLDER     the janitor: waits until its standard input ends
 """
@@ -22,6 +22,7 @@ from pathlib import Path
 from cluster.confirmed_kill import kill_confirmed
 
 _MARK = "BATON_CLUSTER"
+_RAYLETS_LOG = "raylet.err"
 _LONGEST_PARENT = 24  # Ray's sockets lie 80 characters deeper, and a socket's path holds 107
 
 
@@ -52,7 +53,7 @@ def _members(folder: Path) -> Iterator[int]:
     """Living processes of the cluster (Linux; elsewhere none are found)."""
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it has ended, or is not ours to look at
-            if _is_marked(process, folder) or _writes_to(process, folder):
+            if _is_marked(process, folder) or _is_raylets(process, folder):
                 yield int(process.name)
 
 
@@ -60,13 +61,15 @@ def _is_marked(process: Path, folder: Path) -> bool:
     return f"{_MARK}={folder}".encode() in (process / "environ").read_bytes().split(b"\0")
 
 
-def _writes_to(process: Path, folder: Path) -> bool:
-    """The other way to know Ray's agents: they give themselves titles, which lie in memory where what was
-    first in their environment lay, and Ray passes variables on in any order. Who only reads, as somebody
-    who follows a log, is not of the cluster."""
+def _is_raylets(process: Path, folder: Path) -> bool:
+    """Whether it has inherited the raylet's log. Ray's agents lose the mark now and then: they give
+    themselves titles, which lie where the first of their variables lay, and a raylet passes variables on
+    in any order."""
     for opened in (process / "fd").iterdir():
         with contextlib.suppress(FileNotFoundError):  # it has been closed since
-            if opened.lstat().st_mode & stat.S_IWUSR and opened.readlink().is_relative_to(folder):
+            target = opened.readlink()
+            is_log = target.name == _RAYLETS_LOG and target.is_relative_to(folder)
+            if is_log and opened.lstat().st_mode & stat.S_IWUSR:  # who follows a log only reads
                 return True
     return False
 
