@@ -21,7 +21,8 @@
 #include "quantized.h"
 #include "vector.h"
 
-#define TILE 64       /* positions; a multiple of VECS * LANES */
+#define STEP (VECS * LANES)
+#define TILE 64       /* positions; a multiple of STEP */
 #define MAX_DIM 256   /* of a head */
 #define MAX_ROWS 256  /* of one work item */
 #define MAX_FLOATS (MAX_ROWS * 64) /* of the queries of one work item */
@@ -30,8 +31,9 @@ enum { OK, BAD_QUERY_STARTS, BAD_START, BAD_BLOCK, NO_MEMORY };
 
 /* --- looking ahead ------------------------------------------------------------------------ */
 
-/* The memory of the next tile, fetched into the L2 cache a few lines at a time between the arithmetic on
- * this one: decode is bound by how fast KV arrives, and blocks are too short for the machine to guess. */
+/* The memory of the next tile, of this item or of the next, fetched into the L2 cache a few lines at a time
+ * between the arithmetic on this one: decode is bound by how fast KV arrives, and blocks are too short for
+ * the machine to guess. */
 typedef struct {
     const char *at, *end;                /* what is left of the current run of bytes */
     struct { const char *begin, *end; } runs[2 * TILE];
@@ -55,11 +57,12 @@ INLINE void look_ahead(stream *ahead, int lines)
 
 /* --- the small matrix products ------------------------------------------------------------ */
 
-/* s[r][j] = q[r] . k[j] for `rows` rows and all TILE positions; kt is K transposed, [head_dim][TILE]. */
-INLINE void multiply_qk(const int rows, const float *q, int q_stride, const float *kt, int head_dim,
+/* s[r][j] = q[r] . k[j] for `rows` rows and the first `num` positions, up to whole STEPs of them; kt is K
+ * transposed, [head_dim][TILE]. */
+INLINE void multiply_qk(const int rows, const float *q, int q_stride, const float *kt, int head_dim, int num,
                         float s[][TILE], stream *ahead)
 {
-    for (int j = 0; j < TILE; j += VECS * LANES) {
+    for (int j = 0; j < num; j += STEP) {
         vec acc[ROWS][VECS] = {};
         for (int d = 0; d < head_dim; d++) {
             vec k[VECS];
@@ -107,10 +110,10 @@ INLINE void multiply_pv(const int rows, const int vecs, float p[][TILE], const f
     default: CALL(ROWS); break; \
     }
 
-static void scores(int rows, const float *q, int q_stride, const float *kt, int head_dim, float s[][TILE],
-                   stream *ahead)
+static void scores(int rows, const float *q, int q_stride, const float *kt, int head_dim, int num,
+                   float s[][TILE], stream *ahead)
 {
-#define CALL(n) multiply_qk(n, q, q_stride, kt, head_dim, s, ahead)
+#define CALL(n) multiply_qk(n, q, q_stride, kt, head_dim, num, s, ahead)
     FOR_ROWS(rows, CALL)
 #undef CALL
 }
@@ -119,7 +122,7 @@ static void weigh(int rows, float p[][TILE], const float *const *v, int from, in
                   int stride, stream *ahead)
 {
     int d = 0;
-    for (; d + VECS * LANES <= stride; d += VECS * LANES) {
+    for (; d + STEP <= stride; d += STEP) {
 #define CALL(n) multiply_pv(n, VECS, p, v, d, from, to, acc, stride, ahead)
         FOR_ROWS(rows, CALL)
 #undef CALL
@@ -144,7 +147,15 @@ typedef struct {
     float *out;
     int64_t tokens_per_item;
     const int64_t *first_items; /* [num_slices + 1]: items before each slice */
+    int num_threads;
 } attend_job;
+
+/* What one work item computes: a run of tokens of one slice, for the query heads of one KV head. */
+typedef struct {
+    const int32_t *table;
+    int64_t kv_head, row, num_tokens, position; /* row and position of the first token */
+    int64_t begin, end;                         /* the positions that its tiles cover */
+} place;
 
 /* What one work item needs: (tokens, heads of one KV head) rows against a tile of K and V. */
 typedef struct {
@@ -206,28 +217,31 @@ INLINE const float *widen_row(row from, int kind, int dim, int stride, float *to
     return to;
 }
 
-/* Sets out to fetch positions [begin, begin + num) while another tile is read (a line per transpose)
- * and while the first rows go through it. */
-static void prepare(stream *ahead, const attend_job *job, const int32_t *table, int64_t kv_head,
-                    int64_t begin, int num)
+/* Sets out to fetch the first tile of `of` from position `begin` on, while another tile, of `num_now`
+ * positions, is read (a line per transpose) and while the first rows go through it. */
+static void prepare(stream *ahead, const attend_job *job, const place *of, int64_t begin, int num_now)
 {
     const layer_cache *c = &job->from;
     const int64_t size = row_bytes(c);
+    const int64_t end = of->end - begin < TILE ? of->end : begin + TILE;
     ahead->next = ahead->num = 0;
     ahead->at = ahead->end = NULL;
-    for (int64_t p = begin; p < begin + num;) {
-        int64_t offset = p % c->block_size, left = begin + num - p;
+    for (int64_t p = begin; p < end;) {
+        int64_t offset = p % c->block_size, left = end - p;
         int64_t run = c->block_size - offset < left ? c->block_size - offset : left;
         for (int part = 0; part < 2; part++) {
-            const char *from = values_of(c, strip_at(c, table[p / c->block_size], part, kv_head)) + offset * size;
+            char *strip = strip_at(c, of->table[p / c->block_size], part, of->kv_head);
+            const char *from = values_of(c, strip) + offset * size;
             ahead->runs[ahead->num].begin = from;
             ahead->runs[ahead->num++].end = from + run * size;
         }
         p += run;
     }
-    const int64_t transposes = TILE / LANES * c->head_dim / 4;
-    const int64_t steps = 2 * c->head_dim * TILE / (VECS * LANES); /* of both products */
-    ahead->pace = (int)((2 * num * size / LINE - transposes + steps - 1) / steps);
+    const int64_t now = (num_now + STEP - 1) / STEP * STEP; /* what the arithmetic is rounded up to */
+    const int64_t transposes = now / LANES * c->head_dim / 4;
+    const int64_t steps = 2 * c->head_dim * now / STEP; /* of both products */
+    const int64_t lines = 2 * (end - begin) * size / LINE - transposes;
+    ahead->pace = lines > 0 ? (int)((lines + steps - 1) / steps) : 0;
 }
 
 /* LANES rows of K, of which `num` are there, as columns of `kt`. */
@@ -263,8 +277,8 @@ static void transpose_bytes(const row *rows, int num, int kind, int dim, float *
     }
 }
 
-/* Positions [begin, begin + num) of one slice and KV head: K transposed, V as rows of fp32. Lanes from
- * num on read as zeros; the block table is read for positions of the tile below `begin + num` only. */
+/* Positions [begin, begin + num) of one slice and KV head: K transposed, V as rows of fp32. Lanes from num
+ * on read as zeros up to a whole STEP, behind which they are left as they were; the block table is read for positions of the tile below `begin + num` only. */
 static void read_tile(const attend_job *job, const int32_t *table, int64_t kv_head, int64_t begin,
                       int num, scratch *w, int stride)
 {
@@ -280,7 +294,7 @@ static void read_tile(const attend_job *job, const int32_t *table, int64_t kv_he
             for (; j < num && offset < c->block_size; j++, offset++)
                 rows[part][j] = (row){values_of(c, strip) + offset * row_bytes(c), scale};
         }
-    for (int j = 0; j < TILE; j += LANES)
+    for (int j = 0; j < (num + STEP - 1) / STEP * STEP; j += LANES)
         if (is_quantized(c) && dim % 16 == 0)
             transpose_bytes(rows[0] + j, num - j, c->kind, dim, w->kt + j, &w->ahead);
         else
@@ -335,12 +349,12 @@ INLINE void soften(float s[TILE], range at, float *m, float *l, float *o, int st
  * that do not see the same positions share the range that all see; the rest is added row by row, so that
  * no row multiplies by what it may not see (0 times NaN is NaN) and every row ascends. */
 static void attend_rows(const attend_job *job, scratch *w, int first, int rows, int64_t position,
-                        int64_t group, int64_t tile_begin, int stride)
+                        int64_t group, int64_t tile_begin, int num, int stride)
 {
     float s[ROWS][TILE] __attribute__((aligned(64)));
     range at[ROWS], common = {0, TILE};
     float *o = w->o + first * stride;
-    scores(rows, w->q + first * stride, stride, w->kt, (int)job->from.head_dim, s, &w->ahead);
+    scores(rows, w->q + first * stride, stride, w->kt, (int)job->from.head_dim, num, s, &w->ahead);
     for (int r = 0; r < rows; r++) {
         at[r] = seen(job, position + (first + r) / group, tile_begin);
         if (at[r].lo > common.lo) common.lo = at[r].lo;
@@ -365,53 +379,64 @@ static void attend_rows(const attend_job *job, scratch *w, int first, int rows, 
 /* --- work items --------------------------------------------------------------------------- */
 
 /* Item -> (slice, KV head, run of tokens). Later runs see more, so they come first. */
+static place place_of(const attend_job *job, int64_t item)
+{
+    const int64_t kv_heads = job->from.num_kv_heads;
+    int64_t slice = 0, high = job->num_slices;
+    while (high - slice > 1) {
+        int64_t middle = (slice + high) / 2;
+        if (job->first_items[middle] <= item) slice = middle; else high = middle;
+    }
+    const int64_t in_slice = job->first_items[slice + 1] - 1 - item;
+    place at = {.table = job->tables + slice * job->max_blocks, .kv_head = in_slice % kv_heads};
+    at.row = job->query_starts[slice] + in_slice / kv_heads * job->tokens_per_item;
+    at.num_tokens = job->query_starts[slice + 1] - at.row;
+    if (at.num_tokens > job->tokens_per_item) at.num_tokens = job->tokens_per_item;
+    at.position = job->starts[slice] + at.row - job->query_starts[slice];
+    at.begin = job->window && at.position >= job->window ? at.position - job->window + 1 : 0;
+    at.begin = at.begin / TILE * TILE;
+    at.end = at.position + at.num_tokens;
+    return at;
+}
+
 static void attend_item(void *data, int64_t item)
 {
     const attend_job *job = data;
-    const int64_t kv_heads = job->from.num_kv_heads, group = job->num_heads / kv_heads;
+    const int64_t group = job->num_heads / job->from.num_kv_heads;
     const int dim = (int)job->from.head_dim, stride = (dim + LANES - 1) / LANES * LANES;
-    int64_t low = 0, high = job->num_slices;
-    while (high - low > 1) {
-        int64_t middle = (low + high) / 2;
-        if (job->first_items[middle] <= item) low = middle; else high = middle;
-    }
-    const int64_t slice = low, in_slice = job->first_items[slice + 1] - 1 - item;
-    const int64_t kv_head = in_slice % kv_heads;
-    const int64_t row = job->query_starts[slice] + in_slice / kv_heads * job->tokens_per_item;
-    int64_t num_tokens = job->query_starts[slice + 1] - row;
-    if (num_tokens > job->tokens_per_item) num_tokens = job->tokens_per_item;
-    const int rows = (int)(num_tokens * group);
-    const int64_t position = job->starts[slice] + row - job->query_starts[slice];
-    const int32_t *table = job->tables + slice * job->max_blocks;
+    const place at = place_of(job, item);
+    const int rows = (int)(at.num_tokens * group);
 
     scratch w;
     w.ahead.next = w.ahead.num = w.ahead.pace = 0;
     w.ahead.at = w.ahead.end = NULL;
     const float scale = job->scale * 1.44269504f; /* 1 / ln 2: weights are powers of two */
     for (int r = 0; r < rows; r++) {
-        int64_t token = row + r / group, head = kv_head * group + r % group;
+        int64_t token = at.row + r / group, head = at.kv_head * group + r % group;
         const float *q = job->q + token * job->q_stride + head * dim;
         for (int d = 0; d < dim; d++) w.q[r * stride + d] = q[d] * scale;
         memset(w.o + r * stride, 0, stride * sizeof(float));
         w.m[r] = -INFINITY;
         w.l[r] = 0;
     }
-    const int64_t end = position + num_tokens;
-    int64_t begin = job->window && position >= job->window ? position - job->window + 1 : 0;
     const int parts = (rows + ROWS - 1) / ROWS;
-    for (begin = begin / TILE * TILE; begin < end; begin += TILE) {
-        int num = end - begin < TILE ? (int)(end - begin) : TILE;
-        int64_t left = end - begin - TILE;
-        if (left > 0)
-            prepare(&w.ahead, job, table, kv_head, begin + TILE, left < TILE ? (int)left : TILE);
-        read_tile(job, table, kv_head, begin, num, &w, stride);
+    for (int64_t begin = at.begin; begin < at.end; begin += TILE) {
+        const int num = at.end - begin < TILE ? (int)(at.end - begin) : TILE;
+        if (begin + TILE < at.end) {
+            prepare(&w.ahead, job, &at, begin + TILE, num);
+        } else if (item + job->num_threads < job->first_items[job->num_slices]) {
+            /* Items go round between the threads, or nearly so. */
+            const place next = place_of(job, item + job->num_threads);
+            prepare(&w.ahead, job, &next, next.begin, num);
+        }
+        read_tile(job, at.table, at.kv_head, begin, num, &w, stride);
         for (int part = 0; part < parts; part++) { /* parts of nearly equal size */
-            int first = rows * part / parts, next = rows * (part + 1) / parts;
-            attend_rows(job, &w, first, next - first, position, group, begin, stride);
+            int first = rows * part / parts, end = rows * (part + 1) / parts;
+            attend_rows(job, &w, first, end - first, at.position, group, begin, num, stride);
         }
     }
     for (int r = 0; r < rows; r++) {
-        int64_t token = row + r / group, head = kv_head * group + r % group;
+        int64_t token = at.row + r / group, head = at.kv_head * group + r % group;
         float *out = job->out + (token * job->num_heads + head) * dim, share = 1.0f / w.l[r];
         for (int d = 0; d < dim; d++) out[d] = w.o[r * stride + d] * share;
     }
@@ -451,7 +476,7 @@ int baton_attend(const float *q, int64_t q_stride, const void *cache, int kind, 
     int64_t max_rows = MAX_FLOATS / stride < MAX_ROWS ? MAX_FLOATS / stride : MAX_ROWS;
     attend_job job = {{(void *)cache, kind, num_blocks, num_kv_heads, block_size, head_dim},
                       q, q_stride, tables, query_starts, starts, max_blocks, num_slices, num_heads,
-                      scale, window, out, max_rows / group, NULL};
+                      scale, window, out, max_rows / group, NULL, 1};
     int wrong = check(&job, num_tokens);
     if (wrong) return wrong;
     int64_t *first_items = malloc((num_slices + 1) * sizeof *first_items), work = 0;
@@ -464,8 +489,8 @@ int baton_attend(const float *q, int64_t q_stride, const void *cache, int kind, 
         first_items[i + 1] = first_items[i] + runs * num_kv_heads;
         work += num * (starts[i] + num) * num_heads * head_dim;
     }
-    if (work < 1 << 18) num_threads = 1; /* some 10 microseconds: less than waking a thread */
-    for_each(attend_item, &job, first_items[num_slices], num_threads);
+    if (work >= 1 << 18) job.num_threads = num_threads; /* below, 10 us: less than waking a thread */
+    for_each(attend_item, &job, first_items[num_slices], job.num_threads);
     free(first_items);
     return OK;
 }
