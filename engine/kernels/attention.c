@@ -22,7 +22,7 @@
 #include "vector.h"
 
 #define STEP (VECS * LANES)
-#define TILE 64       /* positions; a multiple of STEP */
+#define TILE 64       /* positions; a multiple of STEP and of WIDE * LANES */
 #define MAX_DIM 256   /* of a head */
 #define MAX_ROWS 256  /* of one work item */
 #define MAX_FLOATS (MAX_ROWS * 64) /* of the queries of one work item */
@@ -57,24 +57,39 @@ INLINE void look_ahead(stream *ahead, int lines)
 
 /* --- the small matrix products ------------------------------------------------------------ */
 
-/* s[r][j] = q[r] . k[j] for `rows` rows and the first `num` positions, up to whole STEPs of them; kt is K
- * transposed, [head_dim][TILE]. */
-INLINE void multiply_qk(const int rows, const float *q, int q_stride, const float *kt, int head_dim, int num,
-                        float s[][TILE], stream *ahead)
+/* acc[r][i] += w[r] * x[i]: the fewer of the two are kept in registers, beside the accumulators. */
+INLINE void add_products(const int rows, const int vecs, const float *w, int w_stride, const float *x,
+                         vec acc[ROWS][WIDE])
 {
-    for (int j = 0; j < num; j += STEP) {
-        vec acc[ROWS][VECS] = {};
+    vec kept[ROWS];
+    if (rows < vecs) {
+        UNROLL for (int r = 0; r < rows; r++) kept[r] = splat(w[r * w_stride]);
+        UNROLL for (int i = 0; i < vecs; i++) {
+            vec at = load(x + i * LANES);
+            UNROLL for (int r = 0; r < rows; r++) acc[r][i] = multiply_add(kept[r], at, acc[r][i]);
+        }
+    } else {
+        UNROLL for (int i = 0; i < vecs; i++) kept[i] = load(x + i * LANES);
+        UNROLL for (int r = 0; r < rows; r++) {
+            vec weight = splat(w[r * w_stride]);
+            UNROLL for (int i = 0; i < vecs; i++) acc[r][i] = multiply_add(weight, kept[i], acc[r][i]);
+        }
+    }
+}
+
+/* s[r][j] = q[r] . k[j] for `rows` rows and the first `num` positions, up to whole groups of `vecs` vectors;
+ * kt is K transposed, [head_dim][TILE]. */
+INLINE void multiply_qk(const int rows, const int vecs, const float *q, int q_stride, const float *kt,
+                        int head_dim, int num, float s[][TILE], stream *ahead)
+{
+    for (int j = 0; j < num; j += vecs * LANES) {
+        vec acc[ROWS][WIDE] = {};
         for (int d = 0; d < head_dim; d++) {
-            vec k[VECS];
-            look_ahead(ahead, ahead->pace);
-            UNROLL for (int i = 0; i < VECS; i++) k[i] = load(kt + d * TILE + j + i * LANES);
-            UNROLL for (int r = 0; r < rows; r++) {
-                vec x = splat(q[r * q_stride + d]);
-                UNROLL for (int i = 0; i < VECS; i++) acc[r][i] = multiply_add(x, k[i], acc[r][i]);
-            }
+            look_ahead(ahead, ahead->pace * ((vecs + VECS - 1) / VECS));
+            add_products(rows, vecs, q + d, q_stride, kt + d * TILE + j, acc);
         }
         UNROLL for (int r = 0; r < rows; r++)
-            UNROLL for (int i = 0; i < VECS; i++) store(s[r] + j + i * LANES, acc[r][i]);
+            UNROLL for (int i = 0; i < vecs; i++) store(s[r] + j + i * LANES, acc[r][i]);
     }
 }
 
@@ -82,23 +97,19 @@ INLINE void multiply_qk(const int rows, const float *q, int q_stride, const floa
 INLINE void multiply_pv(const int rows, const int vecs, float p[][TILE], const float *const *v, int d,
                         int from, int to, float *acc, int stride, stream *ahead)
 {
-    vec sum[ROWS][VECS];
+    vec sum[ROWS][WIDE];
     UNROLL for (int r = 0; r < rows; r++)
         UNROLL for (int i = 0; i < vecs; i++) sum[r][i] = load(acc + r * stride + d + i * LANES);
     for (int j = from; j < to; j++) {
-        vec x[VECS];
-        look_ahead(ahead, ahead->pace);
-        UNROLL for (int i = 0; i < vecs; i++) x[i] = load(v[j] + d + i * LANES);
-        UNROLL for (int r = 0; r < rows; r++) {
-            vec weight = splat(p[r][j]);
-            UNROLL for (int i = 0; i < vecs; i++) sum[r][i] = multiply_add(weight, x[i], sum[r][i]);
-        }
+        look_ahead(ahead, ahead->pace * ((vecs + VECS - 1) / VECS));
+        add_products(rows, vecs, p[0] + j, TILE, v[j] + d, sum);
     }
     UNROLL for (int r = 0; r < rows; r++)
         UNROLL for (int i = 0; i < vecs; i++) store(acc + r * stride + d + i * LANES, sum[r][i]);
 }
 
 /* One instance per number of rows, so that accumulators live in registers. */
+#define VECS_OF(rows) ((rows) <= FEW_ROWS ? WIDE : VECS)
 #define FOR_ROWS(rows, CALL) \
     switch (rows) { \
     case 1: CALL(1); break; \
@@ -113,7 +124,7 @@ INLINE void multiply_pv(const int rows, const int vecs, float p[][TILE], const f
 static void scores(int rows, const float *q, int q_stride, const float *kt, int head_dim, int num,
                    float s[][TILE], stream *ahead)
 {
-#define CALL(n) multiply_qk(n, q, q_stride, kt, head_dim, num, s, ahead)
+#define CALL(n) multiply_qk(n, VECS_OF(n), q, q_stride, kt, head_dim, num, s, ahead)
     FOR_ROWS(rows, CALL)
 #undef CALL
 }
@@ -122,8 +133,8 @@ static void weigh(int rows, float p[][TILE], const float *const *v, int from, in
                   int stride, stream *ahead)
 {
     int d = 0;
-    for (; d + STEP <= stride; d += STEP) {
-#define CALL(n) multiply_pv(n, VECS, p, v, d, from, to, acc, stride, ahead)
+    for (const int step = VECS_OF(rows) * LANES; d + step <= stride; d += step) {
+#define CALL(n) multiply_pv(n, VECS_OF(n), p, v, d, from, to, acc, stride, ahead)
         FOR_ROWS(rows, CALL)
 #undef CALL
     }

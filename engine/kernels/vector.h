@@ -20,7 +20,10 @@
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
 
-/* ROWS x VECS accumulators fill the register file and leave room for VECS operands and a broadcast. */
+/* ROWS x VECS accumulators fill the register file and leave room for VECS operands and a broadcast. Up to
+ * FEW_ROWS rows have WIDE accumulators each: with fewer in all, each waits for its own last sum. */
+#define FEW_ROWS (ROWS / 2)
+#define WIDE 4
 #if defined(__AVX512F__)
 #define LANES 16
 #define ROWS 7
