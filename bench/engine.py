@@ -22,6 +22,7 @@ from bench.rounds import OnStep, Steps
 from engine.models.assemble import expected_tensors
 from engine.models.config import ModelConfig
 from engine.models.shapes import SHAPES
+from engine.openmp import release_team
 
 _SHORT_PAIRS, _LONG_PAIRS = 15, 5
 _LONG_PAIR_S = 20.0
@@ -109,12 +110,14 @@ class _Measurement:
         prompts = [
             [self._random.randrange(config.vocab_size) for _ in range(length)] for _ in range(batch)
         ]
-        return Pair(
+        pair = Pair(
             baton=sides.baton.run(prompts, num_new),
             transformers=sides.transformers.run(prompts, num_new),
             read_rate=sides.limits.read_rate(),
             gemm_rate=sides.limits.gemm_rate(),
         )
+        release_team()
+        return pair
 
 
 def weight_bytes(config: ModelConfig) -> int:

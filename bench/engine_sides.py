@@ -1,6 +1,7 @@
 """The two engines of `bench.engine` behind one call: tokens of a batch, and when they came.
 
-Both have the same dummy weights and compute greedily until every request has its number of tokens.
+Both have the same dummy weights and compute greedily until every request has its number of tokens. Who
+has computed lets go of its OpenMP threads, so that the other finds the machine as if it were alone.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from engine.dummy_weights import DummyWeights
 from engine.model_runner import ModelRunner
 from engine.models.assemble import expected_tensors
 from engine.models.config import ModelConfig
+from engine.openmp import release_team
 from engine.sampler import Sampler
 from worker.step_loop import StepLoop
 
@@ -83,7 +85,9 @@ class BatonWorker:
         self._ended.wait()
         if self._error is not None:
             raise self._error
-        return Run(start_s, time.perf_counter(), self._steps)
+        ended_s = time.perf_counter()
+        self._loop.ask(release_team).result()
+        return Run(start_s, ended_s, self._steps)
 
     # On the step loop's thread
 
@@ -136,7 +140,9 @@ class Transformers:
             do_sample=False,
             streamer=streamer,
         )
-        return Run(start_s, time.perf_counter(), streamer.steps)
+        ended_s = time.perf_counter()
+        release_team()
+        return Run(start_s, ended_s, streamer.steps)
 
 
 class _Streamer:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from baton.errors import BatonError, ConfigError
 from baton.types import PositionLogprobs
+from engine import openmp
 from engine.attention import StepAttention
 from engine.batch import Drawn, Slice, StepOutput, StepPlan
 from engine.config import EngineConfig
@@ -79,6 +80,7 @@ class ModelRunner:
         kv_cache = KvCache(layout, num_blocks, device, buffer)
         with torch.inference_mode():
             decoder = assemble(model_config, source, backends.numerics, max_model_len, progress)
+        openmp.release_team()  # steps are run by another thread
         _log.info(
             "loaded %s: %s, %d KV blocks of %d tokens (%s)",
             *(config.model, backends.description, num_blocks, config.block_size, layout.dtype),

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from baton import native
 from baton.errors import Internal
+from engine import openmp
 from engine.kv_cache import LayerCache
 from engine.quantized_kv import SCALE_BYTES
 
@@ -66,16 +67,10 @@ class Kernels:
         self._share_threads()
 
     def _share_threads(self) -> None:
-        """Work on torch's own threads (parallel.c says why)."""
-        torch_library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
-        try:
-            entry = ctypes.CDLL(str(torch_library)).GOMP_parallel
-        except (OSError, AttributeError) as error:
-            logger.warning("kernels run on one thread: torch's OpenMP is out of reach: %s", error)
-            return
+        """Work on torch's own threads (parallel.c says why), or else on the caller's alone."""
         use = self._library.baton_use_threads_of
         use.argtypes, use.restype = [_POINTER], None
-        use(ctypes.cast(entry, _POINTER))
+        use(openmp.entry("GOMP_parallel"))
 
     def write_kv(self, layer_cache: LayerCache, slots: Tensor, k: Tensor, v: Tensor) -> None:
         """`LayerCache.write`, of any dtype but bf16, on the CPU."""
