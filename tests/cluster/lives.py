@@ -6,10 +6,12 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
+
+import grpc
 
 from baton import AsyncClient
 from baton.client.results import Delta
@@ -17,9 +19,9 @@ from baton.client.stream import AsyncStream
 from baton.errors import DeadlineExceeded, Overloaded
 from baton.kv_records import STORED, decode
 from baton.rpc.channel import channel
-from baton.types import BlockId, FinishReason, PositionLogprobs
+from baton.types import BlockId, FinishReason, PositionLogprobs, WorkerInfo
 from baton.v1 import common_pb2, worker_pb2, worker_pb2_grpc
-from tests.cluster.watching import eventually, settled
+from tests.cluster.watching import WITHIN_S, eventually, settled
 
 MAX_OPEN = 64
 NUM_BLOCKS = 40
@@ -233,21 +235,49 @@ class Events:
     published: set[BlockId] = field(default_factory=set)
     num_evicted: int = 0
 
-    async def follow(self, worker_id: str, worker_address: str) -> None:
-        request = worker_pb2.StreamKvEventsRequest(pool=common_pb2.Pool(worker_id=worker_id))
+    async def follow(self, worker: WorkerInfo) -> None:
+        """For ever. Where the connection was lost it subscribes again."""
+        async with channel(worker.address) as link:
+            while True:
+                try:
+                    await self._follow(_kv_events(link, worker))
+                except grpc.aio.AioRpcError as error:
+                    if error.code() != grpc.StatusCode.UNAVAILABLE:
+                        raise
+
+    async def _follow(self, batches: AsyncIterable[worker_pb2.KvEventBatch]) -> None:
         next_number: int | None = None
-        async with channel(worker_address) as link:
-            async for batch in worker_pb2_grpc.WorkerStub(link).StreamKvEvents(request):
-                assert batch.snapshot == (next_number is None)
-                assert next_number in (None, batch.first_number)
-                next_number = batch.first_number + batch.count
-                for change, block_ids in decode(batch.records):
-                    if change == STORED:
-                        self.published.update(block_ids)
-                    else:
-                        assert self.published.issuperset(block_ids)
-                        self.published.difference_update(block_ids)
-                        self.num_evicted += len(block_ids)
+        async for batch in batches:
+            assert batch.snapshot == (next_number is None)
+            assert next_number in (None, batch.first_number)
+            next_number = batch.first_number + batch.count
+            if batch.snapshot:
+                self.published.clear()
+            for change, block_ids in decode(batch.records):
+                if change == STORED:
+                    self.published.update(block_ids)
+                else:
+                    assert self.published.issuperset(block_ids)
+                    self.published.difference_update(block_ids)
+                    self.num_evicted += len(block_ids)
+
+
+def _kv_events(
+    link: grpc.aio.Channel, worker: WorkerInfo
+) -> AsyncIterable[worker_pb2.KvEventBatch]:
+    request = worker_pb2.StreamKvEventsRequest(pool=common_pb2.Pool(worker_id=worker.worker_id))
+    batches: AsyncIterable[worker_pb2.KvEventBatch]
+    batches = worker_pb2_grpc.WorkerStub(link).StreamKvEvents(request)
+    return batches
+
+
+async def cached_by(worker: WorkerInfo) -> set[BlockId]:
+    """What the worker itself says that its pool has published, now."""
+    async with channel(worker.address) as link, asyncio.timeout(WITHIN_S):
+        async for batch in _kv_events(link, worker):
+            assert batch.snapshot
+            return {block_id for _, block_ids in decode(batch.records) for block_id in block_ids}
+    raise AssertionError("the stream ended without a snapshot")
 
 
 @asynccontextmanager
@@ -255,20 +285,17 @@ async def followed(client: AsyncClient) -> AsyncIterator[dict[str, Events]]:
     """The events of every worker's pool, by worker, which at the end tell exactly what it has cached."""
     workers = [worker.info for worker in await client.workers()]
     events = {info.worker_id: Events() for info in workers}
-    tasks = [
-        asyncio.create_task(events[info.worker_id].follow(info.worker_id, info.address))
-        for info in workers
-    ]
+    tasks = [asyncio.create_task(events[info.worker_id].follow(info)) for info in workers]
     yield events
-    for pool in await settled(client._replicas.addresses[0]):
-        followed = events[pool.pool.worker_id]
-        num_cached = pool.num_cached_blocks
+    await settled(client._replicas.addresses[0])
+    for info in workers:
+        cached = await cached_by(info)
         await eventually(
-            lambda followed=followed: asyncio.sleep(0, len(followed.published)),  # type: ignore[misc]
-            lambda num_published, num_cached=num_cached: num_published == num_cached,  # type: ignore[misc]
+            lambda info=info: asyncio.sleep(0, events[info.worker_id].published),  # type: ignore[misc]
+            lambda published, cached=cached: published == cached,  # type: ignore[misc]
         )
-    assert not any(task.done() for task in tasks)
     for task in tasks:
+        assert not task.done(), task.result()
         task.cancel()
 
 

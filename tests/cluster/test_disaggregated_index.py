@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,18 +9,22 @@ from pathlib import Path
 from typing import Any
 
 from baton import AsyncClient
-from baton.kv_records import decode
-from baton.rpc.channel import channel
-from baton.types import BlockId, PoolId, WorkerInfo
-from baton.v1 import common_pb2, worker_pb2, worker_pb2_grpc
+from baton.types import BlockId, PoolId
 from cluster.local import LocalCluster
 from cluster.process import free_port
 from router.index import BlockIndex
 from router.policy import PolicySettings
 from router.process import Router
-from tests.cluster.lives import NUM_BLOCKS, TINY_POOL, followed, live, make_kinds
+from tests.cluster.lives import (
+    NUM_BLOCKS,
+    TINY_POOL,
+    cached_by,
+    followed,
+    live,
+    make_kinds,
+)
 from tests.cluster.own_router import router_in_this_process
-from tests.cluster.watching import WITHIN_S, eventually, explained, num_registered, settled
+from tests.cluster.watching import eventually, explained, num_registered, settled
 
 BLOCK_SIZE = TINY_POOL["block_size"]
 BLOCK_BYTES = 2 * 3 * 2 * 16 * 4 * BLOCK_SIZE  # K and V, layers, KV heads, head_dim, fp32
@@ -49,16 +52,6 @@ async def routed(
         ):
             await eventually(lambda: num_registered(client), lambda count: count == 4)
             yield cluster, router, client
-
-
-async def cached_by(worker: WorkerInfo) -> set[BlockId]:
-    """What the worker itself says that its pool has published, now."""
-    request = worker_pb2.StreamKvEventsRequest(pool=common_pb2.Pool(worker_id=worker.worker_id))
-    async with channel(worker.address) as link, asyncio.timeout(WITHIN_S):
-        async for batch in worker_pb2_grpc.WorkerStub(link).StreamKvEvents(request):
-            assert batch.snapshot
-            return {block_id for _, block_ids in decode(batch.records) for block_id in block_ids}
-    raise AssertionError("the stream ended without a snapshot")
 
 
 async def test_the_index_is_what_the_workers_have_cached(checkpoint: Path) -> None:
