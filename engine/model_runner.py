@@ -18,7 +18,6 @@ from torch import Tensor
 
 from baton.errors import BatonError, ConfigError
 from baton.types import PositionLogprobs
-from engine import openmp
 from engine.attention import StepAttention
 from engine.batch import Drawn, Slice, StepOutput, StepPlan
 from engine.config import EngineConfig
@@ -61,8 +60,21 @@ class ModelRunner:
         """Reads the checkpoint and makes the KV cache, in memory (uint8) that `allocate` gives for a
         number of bytes, or in the device's own."""
         _check(config)
-        if config.num_threads:
-            torch.set_num_threads(config.num_threads)
+        num_threads = config.num_threads or torch.get_num_threads()
+        # Packing gains a tenth from a second thread; a neighbour who computes on the same cores, as the
+        # worker that this one replaces does, would lose nearly all of its speed.
+        torch.set_num_threads(1)
+        try:
+            return ModelRunner._load(config, progress, allocate)
+        finally:
+            torch.set_num_threads(num_threads)
+
+    @staticmethod
+    def _load(
+        config: EngineConfig,
+        progress: Progress | None,
+        allocate: Callable[[int], Tensor] | None,
+    ) -> ModelRunner:
         model_config, source = _open(config)
         max_model_len = _max_model_len(config, model_config)
         backends = choose_backends(config, model_config)
@@ -80,7 +92,6 @@ class ModelRunner:
         kv_cache = KvCache(layout, num_blocks, device, buffer)
         with torch.inference_mode():
             decoder = assemble(model_config, source, backends.numerics, max_model_len, progress)
-        openmp.release_team()  # steps are run by another thread
         _log.info(
             "loaded %s: %s, %d KV blocks of %d tokens (%s)",
             *(config.model, backends.description, num_blocks, config.block_size, layout.dtype),

@@ -21,7 +21,7 @@ def release_team() -> None:
     Every thread that ever did something in parallel has such a team. Where all teams have more threads
     than there are cores, the runtime (libgomp) lets none of them wait actively, and every parallel
     operation begins with waking its threads: at two threads, steps of a small model took 32 ms instead
-    of 12 after another thread had loaded its weights. An OpenMP older than 5.0 keeps its teams.
+    of 14 after another thread had computed. An OpenMP older than 5.0 keeps its teams.
     """
     pause = entry("omp_pause_resource_all")
     if pause is not None:
