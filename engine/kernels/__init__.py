@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import logging
 from pathlib import Path
 
 import torch
@@ -20,8 +19,6 @@ from baton.errors import Internal
 from engine import openmp
 from engine.kv_cache import LayerCache
 from engine.quantized_kv import SCALE_BYTES
-
-logger = logging.getLogger(__name__)
 
 MAX_HEAD_DIM = 256
 MAX_GROUP = 64  # query heads of one KV head

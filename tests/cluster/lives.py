@@ -267,7 +267,7 @@ def _kv_events(
 ) -> AsyncIterable[worker_pb2.KvEventBatch]:
     request = worker_pb2.StreamKvEventsRequest(pool=common_pb2.Pool(worker_id=worker.worker_id))
     batches: AsyncIterable[worker_pb2.KvEventBatch]
-    batches = worker_pb2_grpc.WorkerStub(link).StreamKvEvents(request)
+    batches = worker_pb2_grpc.WorkerStub(link).StreamKvEvents(request, wait_for_ready=True)
     return batches
 
 

@@ -96,8 +96,8 @@ class Prompts:
         return [self._rng.randrange(256) for _ in range(num_tokens)]
 
 
-async def reuse(stage: Stage, prompts: list[list[int]], num_new: int) -> list[Generation]:
-    """Requests that take every block of the decode worker's pool that may be taken."""
+async def computed_here(stage: Stage, prompts: list[list[int]], num_new: int) -> list[Generation]:
+    """All at once, on the decode worker; many take every block of its pool that may be taken."""
     calls = (stage.here.generate(prompt, max_tokens=num_new, **GREEDY) for prompt in prompts)
     return list(await asyncio.gather(*calls))
 
@@ -153,14 +153,14 @@ async def test_what_a_stopped_writer_writes_late_harms_nobody(
             answered.append((prompt, answer))
 
             others = [prompts.of(600) for _ in range(8)]
-            answered += zip(others, await reuse(stage, others, num_new=60), strict=True)
+            answered += zip(others, await computed_here(stage, others, num_new=60), strict=True)
             if number == num_stops - 1:
                 await asyncio.sleep(stopped_s + PAST_EVERY_TIMEOUT_S - time.monotonic())
             assert (await stage.pool()).num_quarantined_blocks == num_quarantined
 
             # These hold nearly all other blocks, and decode, when the writer wakes up.
             others = [prompts.of(450) for _ in range(14)]
-            reusing = asyncio.create_task(reuse(stage, others, num_new=120))
+            reusing = asyncio.create_task(computed_here(stage, others, num_new=120))
             await eventually(stage.pool, is_full)
             await go_on(stage)
             answered += zip(others, await reusing, strict=True)
@@ -171,7 +171,7 @@ async def test_what_a_stopped_writer_writes_late_harms_nobody(
         assert again.timeline.prefill_worker, "the worker serves again"
         for first in range(0, len(answered), ROWS_OF_ONE_PRICE):
             prompts_again = [prompt for prompt, _ in answered[first : first + ROWS_OF_ONE_PRICE]]
-            afresh = await reuse(stage, prompts_again, num_new=120)
+            afresh = await computed_here(stage, prompts_again, num_new=120)
             for (_, generation), undisturbed in zip(answered[first:], afresh, strict=False):
                 assert generation.token_ids
                 num_new = len(generation.token_ids)

@@ -87,7 +87,7 @@ async def long_kinds(address: str) -> list[Kind]:
         Kind(
             f"prompt {number} " * (40 if number % 2 else 3),
             {
-                "max_tokens": 320,
+                "max_tokens": 500,
                 "ignore_eos": True,
                 "seed": number,
                 "n": 1,

@@ -12,7 +12,7 @@ from tests.checkpoints import make_checkpoint
 
 # In a process of its own, in which nothing else starts threads. Prints how many there are.
 COUNTED = """
-import os, sys, threading, torch
+import os, sys, torch
 from engine.config import EngineConfig
 from engine.model_runner import ModelRunner
 from engine.openmp import release_team
