@@ -174,7 +174,11 @@ class _Prefill:
         def broken(reader: int, error: Exception) -> None:
             raise error
 
-        pusher = Pusher(self._pool.layout.num_layers, events.put, arrived, broken)
+        def unfenced(error: BaseException) -> None:
+            raise error
+
+        num_layers = self._pool.layout.num_layers
+        pusher = Pusher(num_layers, events.put, arrived, broken, unfenced)
         pusher.add_reader(_READER, kept if serial else link)
         ask = self._ask()
         took = self._compute(ask, pusher)

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-from baton.errors import BatonError, Cancelled
+from baton.errors import BatonError, Cancelled, IntegrityError
 from baton.v1 import prefill_pb2
 from decode_worker import prefill_words
 from decode_worker.lender import Lender
@@ -37,17 +37,20 @@ class _Loan:
 
 
 class Loans:
-    """`make` makes the way to the pool of an offer; `post` tells the role, `send` the prefill worker."""
+    """`make` makes the way to the pool of an offer; `post` tells the role, `send` the prefill worker. `fail`
+    hears that a loan may be written for ever: only this process's end proves that it is not."""
 
     def __init__(
         self,
         make: Callable[[bytes], Lender],
         post: Callable[[LendOver], None],
         send: Callable[[prefill_pb2.PrefillCommand], None],
+        fail: Callable[[BaseException], None],
     ) -> None:
         self._make = make
         self._post = post
         self._send = send
+        self._fail = fail
         self._loans: dict[int, _Loan] = {}
         self._offer = b""
         self._lender: Lender | None = None
@@ -114,10 +117,18 @@ class Loans:
         if lender is not None:
             closing = asyncio.get_running_loop().run_in_executor(None, lender.close)
             self._closing.add(closing)
-            closing.add_done_callback(self._closing.discard)
+            closing.add_done_callback(self._closed)
+
+    def _closed(self, closing: asyncio.Future[None]) -> None:
+        self._closing.discard(closing)
+        if not closing.cancelled() and (error := closing.exception()) is not None:
+            self._fail(error)
 
     def _written(self, loan: _Loan, written: Future[Written]) -> None:
         error = written.exception()
+        if isinstance(error, IntegrityError):
+            self._fail(error)
+            return
         if error is None:
             self._send(prefill_words.lent(loan.ask, written.result().checksums))
         else:

@@ -53,13 +53,14 @@ Commands = Outgoing[prefill_pb2.PrefillCommand]
 @dataclass(frozen=True, slots=True)
 class DecodeSide:
     """What a decode worker brings to all its hand-offs. `hello` makes the first message of the stream of
-    that number; `post` hands an event to the role."""
+    that number; `post` hands an event to the role; `fail` hears what only this process's end puts right."""
 
     receivers: Receivers
     senders: Senders
     verifier: Verifier
     hello: Callable[[int], prefill_pb2.PrefillHello]
     post: Callable[[Event], None]
+    fail: Callable[[BaseException], None]
     times: Times
     stream_numbers: Iterator[int] = field(default_factory=lambda: count(1))
 
@@ -88,6 +89,7 @@ class PrefillLink:
             lambda offer: Lender(side.senders, offer, side.verifier.layout.num_layers),
             side.post,
             lambda command: self._outgoing.put(command),
+            side.fail,
         )
         self._lost = False
         self._process: PeerProcess | None = None  # None: not of this machine, or dead
@@ -297,9 +299,15 @@ class PrefillLink:
         self._side.verifier.checksum(destination, told).add_done_callback(was_read)
 
     def _was_read(self, transfer: Transfer, block: int, checksum: Future[int]) -> None:
-        if transfer.ask.transfer in self._transfers:
+        if transfer.ask.transfer not in self._transfers:
+            return
+        read: incoming.BlockRead | incoming.ReadFailed
+        if (error := checksum.exception()) is not None:
+            log.error("block %s of %s cannot be read", block, transfer.id, exc_info=error)
+            read = incoming.ReadFailed(block, Internal(f"block {block} cannot be read: {error!r}"))
+        else:
             read = incoming.BlockRead(block, checksum.result())
-            self._do(transfer, transfer.book.handle(read, time.monotonic()))
+        self._do(transfer, transfer.book.handle(read, time.monotonic()))
 
     def _complete(self, transfer: Transfer) -> None:
         """Where every block is right and P has given its account of the prefill, the role goes on."""

@@ -51,9 +51,16 @@ async def run(config: DecodeConfig, engine: LoadedEngine) -> None:
         pool, verify=config.verify_checksums, arrived=Faults.from_environment().arrived(pool)
     )
     senders = Senders(pool, times.progress_timeout_s, config.host.transports)
-    hand_offs = HandOffs(
-        DecodeSide(receivers, senders, verifier, hello, lambda event: host.post(event), times)
+    side = DecodeSide(
+        receivers,
+        senders,
+        verifier,
+        hello,
+        lambda event: host.post(event),
+        lambda error: host.fail(error),
+        times,
     )
+    hand_offs = HandOffs(side)
 
     def deliver(commands: Commands) -> None:
         if commands.outboxes:

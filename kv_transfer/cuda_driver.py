@@ -64,12 +64,19 @@ class Mapping:
                 _call("cuIpcOpenMemHandle_v2", ctypes.byref(self._base), copied, flags)
         except CudaError as error:
             raise PeerLost(f"cannot map the GPU memory of the peer: {error}") from error
-        mapped = _Mapped(self._base.value + offset, size_bytes)
-        self.memory = torch.as_tensor(mapped, device=device)
+        try:
+            mapped = _Mapped(self._base.value + offset, size_bytes)
+            self.memory = torch.as_tensor(mapped, device=device)
+        except BaseException:
+            self._unmap()
+            raise
 
     def close(self) -> None:
         """`memory` is not to be used any more, and nothing queued uses it. To be called once."""
         del self.memory
+        self._unmap()
+
+    def _unmap(self) -> None:
         with _context(self._device):
             _call("cuIpcCloseMemHandle", self._base)
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor
@@ -97,21 +98,21 @@ class CudaIpcSender:
         layout = wire_format.unpack_layout(fields["layout"])
         slices = plan(self.pool.layout, layout)
         process = ProcessId(fields["pid"], fields["start_ticks"])
-        peer = PeerProcess(process)
-        try:
+        with ExitStack() as undo:
+            peer = PeerProcess(process)
+            undo.callback(peer.close)
             mapping = None
             if process == own_process_id():
                 memory = _own_memory(fields["name"])
             else:
                 gpu = _device(fields["gpu"])
                 mapping = Mapping(fields["handle"], fields["offset"], layout.size_bytes, gpu)
+                undo.callback(mapping.close)
                 memory = mapping.memory
-            destination = Pool(layout, memory)
-        except BaseException:
-            peer.close()
-            raise
-        wire = _CudaIpcWire(self, destination, mapping, slices, peer)
-        return OrderedLink(wire, f"cuda-ipc-{process.pid}", self.pool.memory.device)
+            wire = _CudaIpcWire(self, Pool(layout, memory), mapping, slices, peer)
+            link = OrderedLink(wire, f"cuda-ipc-{process.pid}", self.pool.memory.device)
+            undo.pop_all()
+        return link
 
 
 class _CudaIpcWire:
@@ -153,12 +154,13 @@ class _CudaIpcWire:
         return finish
 
     def close(self) -> None:
-        """After what was queued has run."""
-        torch.cuda.current_stream(self._source.device).synchronize()
-        self._destination = None
-        if self._mapping is not None:
-            self._mapping.close()
-        self._peer.close()
+        """After what was queued has run. Where it failed, the context is broken and runs nothing more."""
+        with ExitStack() as steps:
+            steps.callback(self._peer.close)
+            if self._mapping is not None:
+                steps.callback(self._mapping.close)
+            self._destination = None
+            torch.cuda.current_stream(self._source.device).synchronize()
 
     def _sums(self, write: Write) -> Tensor | None:
         if not self._sender.checksums:

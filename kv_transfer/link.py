@@ -9,10 +9,14 @@ The wire is only ever called on the link's thread. On a GPU that thread has a st
 write's portions come after everything that was queued when `write` was called: a wire copies on the current
 stream, or synchronizes with it. To fence a transfer is to cancel what of it is queued and
 to wait for what is under way.
+
+A wire that cannot be closed may still be writing, and nobody knows for how long. Then no fence is promised:
+`fence` and `close` raise IntegrityError, and the end of this process is the only proof left.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
@@ -23,10 +27,12 @@ from typing import Protocol
 
 import torch
 
-from baton.errors import BatonError, Cancelled, Internal, PeerLost
+from baton.errors import BatonError, Cancelled, IntegrityError, Internal, PeerLost
 from kv_transfer.base import TransferId, Write, Written
 from kv_transfer.checksum import MODULUS
 from kv_transfer.streams import Await, moment, use_side_stream
+
+log = logging.getLogger(__name__)
 
 PORTION_BYTES = 32 << 20  # about 4 ms of memcpy
 _HOST = torch.device("cpu")
@@ -82,7 +88,8 @@ class Wire(Protocol):
         ...
 
     def close(self) -> None:
-        """Called once, on the link's thread. Nothing that is under way is written afterwards."""
+        """Called once, on the link's thread. Nothing that is under way is written afterwards, unless it
+        raises."""
         ...
 
 
@@ -131,6 +138,7 @@ class OrderedLink:
         self._under_way: deque[_UnderWay] = deque()
         self._closed = False
         self._lost: BatonError | None = None
+        self._unclosed: IntegrityError | None = None  # why nothing can be promised any more
         self._thread = threading.Thread(target=self._main, name=f"link-{name}", daemon=True)
         self._thread.start()
 
@@ -163,6 +171,7 @@ class OrderedLink:
                 lambda: all(each.job.transfer != transfer for each in self._under_way)
             )
         _fail(dropped, Cancelled("the transfer was fenced"))
+        self._check_closed()
 
     def close(self) -> None:
         with self._changed:
@@ -173,6 +182,11 @@ class OrderedLink:
         _fail(dropped, Cancelled("the link was closed"))
         if threading.current_thread() is not self._thread:
             self._thread.join()
+            self._check_closed()
+
+    def _check_closed(self) -> None:
+        if self._unclosed is not None:
+            raise IntegrityError(self._unclosed.message)
 
     def _check_alive(self) -> None:
         if self._closed:
@@ -211,9 +225,10 @@ class OrderedLink:
             use_side_stream(self._device)
             while self._advance():
                 pass
-        finally:
-            if self._lost is None:
-                self._wire.close()
+        except Exception as error:
+            self._lose(error)
+        if self._lost is None:
+            self._close_wire()
 
     def _advance(self) -> bool:
         """Begins what may be under way, then finishes the oldest. False: closed, and all is done."""
@@ -285,8 +300,10 @@ class OrderedLink:
             error if isinstance(error, BatonError) else Internal(f"the transport broke: {error!r}")
         )
         with self._changed:
-            self._lost = known
-        self._wire.close()  # before a fence may return: nothing under way is written any more
+            is_first, self._lost = self._lost is None, known
+        if is_first:
+            self._close_wire()  # before a fence may return: nothing under way is written any more
+        known = self._unclosed or known
         with self._changed:
             failed = list(dict.fromkeys(each.job for each in self._under_way))
             failed = [job for job in failed if not job.over and job not in self._jobs]
@@ -294,6 +311,15 @@ class OrderedLink:
             self._under_way.clear()
             self._changed.notify_all()
         _fail(failed, known)
+
+    def _close_wire(self) -> None:
+        try:
+            self._wire.close()
+        except Exception as error:
+            log.exception("a link's wire could not be closed")
+            self._unclosed = IntegrityError(
+                f"the link could not be closed, something may still be written: {error!r}"
+            )
 
 
 def _raising(error: Exception) -> Finish:

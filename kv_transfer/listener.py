@@ -15,6 +15,7 @@ import secrets
 import socket
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 from baton.errors import ConfigError, IncompatiblePeer, PeerLost
@@ -29,6 +30,8 @@ log = logging.getLogger(__name__)
 
 Serve = Callable[[Connection, PoolLayout], None]
 
+_ACCEPT_AGAIN_S = 0.1  # where the machine lacks what a connection takes: others give it back
+
 
 class Listener:
     """Listens on `host`, an address of this machine that writers can reach. `serve` returns, or raises
@@ -39,9 +42,9 @@ class Listener:
         self._timeout_s = timeout_s
         self._serve_writer = serve
         self._token = secrets.token_bytes(16)
-        self._lock = threading.Lock()  # guards the two below
+        self._closing = threading.Event()
+        self._lock = threading.Lock()  # guards what is below
         self._connections: dict[Connection, threading.Thread] = {}
-        self._closed = False
         try:
             self._listener = socket.create_server((host, 0), backlog=128)
         except OSError as error:
@@ -56,9 +59,9 @@ class Listener:
     def close(self) -> None:
         """Ends every connection, and waits for those who serve them."""
         with self._lock:
-            if self._closed:
+            if self._closing.is_set():
                 return
-            self._closed = True
+            self._closing.set()
             serving = dict(self._connections)
         self._listener.shutdown(socket.SHUT_RDWR)  # wakes accept
         self._listener.close()
@@ -68,22 +71,31 @@ class Listener:
             thread.join(self._timeout_s)
 
     def _accept(self) -> None:
-        while True:
+        """Until closed. A connection that fails is its writer's loss, and a lack of descriptors, memory or
+        threads passes: who comes later is served."""
+        while not self._closing.is_set():
             try:
                 accepted, _ = self._listener.accept()
-            except OSError:
-                if self._closed:
-                    return
-                raise
+                self._admit(accepted)
+            except (OSError, RuntimeError) as error:  # RuntimeError: no thread can be started
+                if not self._closing.is_set():
+                    log.warning("a writer could not be let in: %s", error)
+                    self._closing.wait(_ACCEPT_AGAIN_S)
+
+    def _admit(self, accepted: socket.socket) -> None:
+        """Serves it on a thread of its own. Whatever goes wrong closes it."""
+        with ExitStack() as undo:
+            undo.callback(accepted.close)
             connection = Connection(accepted)
+            thread = threading.Thread(
+                target=self._serve, args=(connection,), name="kv-receive", daemon=True
+            )
             with self._lock:
-                if self._closed:
-                    connection.close()
+                if self._closing.is_set():
                     return
-                thread = self._connections[connection] = threading.Thread(
-                    target=self._serve, args=(connection,), name="kv-receive", daemon=True
-                )
                 thread.start()
+                self._connections[connection] = thread
+            undo.pop_all()
 
     def _serve(self, connection: Connection) -> None:
         try:

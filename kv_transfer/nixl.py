@@ -33,6 +33,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack
 from typing import Any
 
 from baton.errors import Cancelled, ConfigError, PeerLost
@@ -122,13 +123,15 @@ class NixlSender:
         destination = wire_format.unpack_layout(fields["layout"])
         slices = plan(self.pool.layout, destination)
         connection = greet(fields, self.pool.layout, self.timeout_s)
-        try:
+        with ExitStack() as undo:
+            undo.callback(connection.close)
             described = connection.receive(_HELLO_TIMEOUT_S, **DESCRIPTION)
-            lanes = [_Lane(self.pool, described) for _ in range(num_lanes)]
+            lanes = []
+            for _ in range(num_lanes):
+                lanes.append(_Lane(self.pool, described))
+                undo.callback(lanes[-1].close)
             connection.send({"within_host": within_host}, self.timeout_s)
-        except BaseException:
-            connection.close()
-            raise
+            undo.pop_all()
         wire = _NixlWire(self, destination, slices, connection, lanes)
         return OrderedLink(wire, f"nixl-{fields['host']}:{fields['port']}", self.pool.memory.device)
 
@@ -190,11 +193,13 @@ class _NixlWire:
         ]
 
     def close(self) -> None:
-        """In this order: the connection's end tells D that nothing is written any more."""
+        """In this order: the connection's end tells D that nothing is written any more. So it stays where
+        a lane could not be closed, until this process ends."""
         for thread in self._threads:
             thread.shutdown()
-        for lane in self._lanes:
-            lane.close()
+        with ExitStack() as lanes:
+            for lane in self._lanes:
+                lanes.callback(lane.close)
         self._connection.close()
 
 

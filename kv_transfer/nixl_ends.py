@@ -13,7 +13,7 @@ import importlib.util
 import logging
 import secrets
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -77,9 +77,9 @@ class PassiveEnd:
 
     def close(self) -> None:
         """Nothing of the other end lands any more. To be called once."""
-        with _failure():
-            self._agent.deregister_memory(self._registered)
-        del self._agent
+        with _failure(), ExitStack() as steps:
+            steps.callback(delattr, self, "_agent")
+            steps.callback(self._agent.deregister_memory, self._registered)
 
 
 DESCRIPTION = {"agent": bytes, "kind": str, "address": int, "device": int}
@@ -124,13 +124,13 @@ class WritingEnd:
 
     def close(self) -> None:
         """Nothing is read from the memory any more. To be called once."""
-        with _failure():
+        with _failure(), ExitStack() as steps:  # each is taken, whatever the one before it raises
+            steps.callback(delattr, self, "_agent")
+            steps.callback(self._agent.deregister_memory, self._registered)
+            steps.callback(self._agent.remove_remote_agent, self._peer)
             for handle in self._under_way:
-                handle.release()
+                steps.callback(handle.release)
             self._under_way.clear()
-            self._agent.remove_remote_agent(self._peer)
-            self._agent.deregister_memory(self._registered)
-        del self._agent
 
     def _ranges(self, place: _Place, offsets: _Numbers, sizes: _Numbers) -> object:
         kind, address, device = place

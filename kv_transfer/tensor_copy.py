@@ -35,7 +35,7 @@ def sum_pieces(
 ) -> Tensor:
     """Of each block [num_blocks] int64, equal modulo 2^64 to its part of the checksum of a block with
     pieces of `piece_words` (`kv_transfer.checksum`). Queued on this thread's stream."""
-    index = _on_device(torch.tensor(blocks, dtype=torch.int64), memory.device)
+    index = _on_device(torch.tensor(blocks, dtype=torch.int64, device="cpu"), memory.device)
     sums = torch.zeros_like(index)
     for part in slices:
         words = _words(part.source, part)

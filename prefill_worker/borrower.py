@@ -84,6 +84,7 @@ class Borrower:
         self._loans: dict[Key, _Loan] = {}  # that a reader may be writing
         self._fencing: set[Key] = set()  # of them, those that nobody wants any more
         self._readers: dict[ReaderId, _Reader] = {}
+        self._verifying: set[asyncio.Task[None]] = set()
 
     def offer(self) -> bytes:
         """What readers must know to write into this worker's pool (msgpack)."""
@@ -106,7 +107,8 @@ class Borrower:
         loan = self._over(key)
         if loan is not None:
             verifying = asyncio.create_task(self._verify(key, loan.blocks, checksums))
-            verifying.add_done_callback(_log_failure)
+            self._verifying.add(verifying)
+            verifying.add_done_callback(self._verifying.discard)
 
     def not_lent(self, key: Key) -> None:
         """The reader writes no more of it."""
@@ -185,10 +187,15 @@ class Borrower:
         return loan
 
     async def _verify(self, key: Key, blocks: Sequence[int], told: Sequence[int]) -> None:
-        found = [
-            await asyncio.wrap_future(self._verifier.checksum(block, checksum))
-            for block, checksum in zip(blocks, told, strict=False)
-        ]
+        try:
+            found = [
+                await asyncio.wrap_future(self._verifier.checksum(block, checksum))
+                for block, checksum in zip(blocks, told, strict=False)
+            ]
+        except Exception:
+            log.exception("what was borrowed cannot be read, it is computed instead")
+            self._post(Borrowed(key, ok=False))
+            return
         ok = len(blocks) == len(told) and found == list(told)
         if not ok:
             log.warning("a prefix arrived wrong from a decode worker, it is computed instead")
@@ -201,8 +208,3 @@ def _watch(process: bytes) -> PeerProcess | None:
         return PeerProcess(named) if named is not None else None
     except PeerLost:
         return None  # its stream is about to end as well
-
-
-def _log_failure(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and (error := task.exception()) is not None:
-        log.error("reading what was borrowed failed", exc_info=error)

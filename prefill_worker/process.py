@@ -52,7 +52,13 @@ async def run(config: PrefillConfig, engine: LoadedEngine) -> None:
         else:
             host.post(event)
 
-    pusher = Pusher(runner.layout.num_layers, post, service.announce, service.hang_up)
+    pusher = Pusher(
+        runner.layout.num_layers,
+        post,
+        service.announce,
+        service.hang_up,
+        lambda error: host.fail(error),
+    )
     receivers = Receivers(pool, engine.shared, config.host.host, timeout_s, config.host.transports)
     verifier = Verifier(pool, verify=True)
     borrower = Borrower(receivers, verifier, lambda event: host.post(event), service.tell)

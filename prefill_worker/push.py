@@ -2,7 +2,7 @@
 
     engine's thread   Open, WriteCached, then per layer what the step completes -> link.write
     link's thread     a write is done: checksums are summed up; a block with all its layers is announced
-    fence thread      waits until a link has let a transfer go, then tells the role
+    fence thread      one per link: waits until it has let a transfer go, then tells the role
 
 Knows links and blocks; neither samples nor gRPC.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -52,12 +52,24 @@ class Arrived:
 Announce = Callable[[Key, Arrived], None]
 
 
+@dataclass(slots=True, eq=False)
+class _Reader:
+    """Fences wait on a thread of the link's own: a stalled peer delays nobody else's. `closed`: once its
+    stream has ended, done when the link is."""
+
+    link: Link
+    fences: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="fence")
+    )
+    closed: Future[None] | None = None
+
+
 @dataclass(slots=True)
 class _Transfer:
     """`sums` and `num_layers_left` by logical block; guarded by the pusher's lock."""
 
     id: TransferId
-    link: Link
+    reader: _Reader
     sums: dict[int, int] = field(default_factory=dict)
     num_layers_left: dict[int, int] = field(default_factory=dict)
     busy_s: float = 0.0
@@ -65,7 +77,8 @@ class _Transfer:
 
 class Pusher:
     """`announce` is called on a link's thread for blocks that lie in the reader's pool whole, `hang_up`
-    on any thread when a link has failed: it will not work again."""
+    on any thread when a link has failed: it will not work again. `fail` hears on any thread that a link
+    cannot promise a fence: only this process's end proves that it writes no more."""
 
     def __init__(
         self,
@@ -73,29 +86,35 @@ class Pusher:
         post: Callable[[Event], None],
         announce: Announce,
         hang_up: HangUp,
+        fail: Callable[[BaseException], None],
     ) -> None:
         self._num_layers = num_layers
         self._post = post
         self._announce = announce
         self._hang_up = hang_up
+        self._fail = fail
         self._lock = threading.Lock()
-        self._links: dict[ReaderId, Link] = {}
+        self._readers: dict[ReaderId, _Reader] = {}
         self._transfers: dict[Key, _Transfer] = {}
         self._step: Sequence[tuple[Key, BlockWrites]] = ()
-        self._fences = ThreadPoolExecutor(thread_name_prefix="fence")
 
     def add_reader(self, reader: ReaderId, link: Link) -> None:
-        self._links[reader] = link
+        self._readers[reader] = _Reader(link)
 
     def remove_reader(self, reader: ReaderId) -> Future[None]:
         """Its stream ended. Done when nothing is written any more for what it had asked."""
-        link = self._links.pop(reader, None)
-        return self._fences.submit(link.close if link is not None else lambda: None)
+        known = self._readers.pop(reader, None)
+        if known is None:
+            nothing: Future[None] = Future()
+            nothing.set_result(None)
+            return nothing
+        with self._lock:
+            known.closed = known.fences.submit(self._certainly, known.link.close)
+            known.fences.shutdown(wait=False)
+        return known.closed
 
     def close(self) -> None:
-        for link in self._links.values():
-            link.close()
-        self._fences.shutdown()
+        wait([self.remove_reader(reader) for reader in list(self._readers)])
 
     # On the engine's thread
 
@@ -107,7 +126,7 @@ class Pusher:
                 case WriteCached(key, writes):
                     self._write(key, writes, range(self._num_layers))
                 case Fence(key):
-                    self._fences.submit(self._fence, key)
+                    self._fence(key)
                 case Borrow():
                     pass  # nothing leaves: `prefill_worker.borrower` performs it
 
@@ -121,13 +140,13 @@ class Pusher:
             self._write(key, writes, range(layer, layer + 1))
 
     def _open(self, order: Open) -> None:
-        link = self._links.get(order.key[0])
-        if link is None:
+        reader = self._readers.get(order.key[0])
+        if reader is None:
             self._post(WriteFailed(order.key, Cancelled("the reader is gone")))
             return
-        transfer = _Transfer(TransferId(order.request_id, order.key[1]), link)
+        transfer = _Transfer(TransferId(order.request_id, order.key[1]), reader)
         try:
-            link.open(transfer.id, order.destination_blocks)
+            reader.link.open(transfer.id, order.destination_blocks)
         except BatonError as error:
             self._failed(order.key, error)
             return
@@ -142,7 +161,7 @@ class Pusher:
             for logical in writes.logical:
                 transfer.num_layers_left.setdefault(logical, self._num_layers)
         write = Write(layers.start, writes.sources, writes.destinations, len(layers))
-        future = transfer.link.write(transfer.id, write)
+        future = transfer.reader.link.write(transfer.id, write)
         future.add_done_callback(partial(self._written, key, writes, len(layers)))
 
     # On the link's thread
@@ -192,11 +211,28 @@ class Pusher:
         self._post(WriteFailed(key, error))
         self._hang_up(key[0], error)
 
-    # On the fence thread
+    # Fences
 
     def _fence(self, key: Key) -> None:
         with self._lock:
             transfer = self._transfers.pop(key, None)
-        if transfer is not None:
-            transfer.link.fence(transfer.id)
-        self._post(FenceDone(key))
+            reader = transfer.reader if transfer is not None else None
+            fenced = reader.closed if reader is not None else None  # which fences all of the link
+            if transfer is not None and reader is not None and fenced is None:
+                fence = partial(reader.link.fence, transfer.id)
+                fenced = reader.fences.submit(self._certainly, fence)
+        if fenced is None:
+            self._post(FenceDone(key))
+        else:
+            fenced.add_done_callback(partial(self._fenced, key))
+
+    def _fenced(self, key: Key, fenced: Future[None]) -> None:
+        if fenced.exception() is None:
+            self._post(FenceDone(key))
+
+    def _certainly(self, fence: Callable[[], None]) -> None:
+        try:
+            fence()
+        except Exception as error:
+            self._fail(error)
+            raise

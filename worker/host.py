@@ -84,7 +84,7 @@ class Host(Generic[Event, Commands]):
         self._role = role
         self._deliver = deliver
         self._loop = asyncio.get_running_loop()
-        self._steps = StepLoop(role, runner, self._after_step, self._failed)
+        self._steps = StepLoop(role, runner, self._after_step, self.fail)
         self._events = KvEventLog(role.scheduler.blocks, self._loop)
         self._worker_id = config.worker_id or f"{role.name.name.lower()}-{os.getpid()}"
         self._incarnation = time.time_ns() // 1_000_000
@@ -210,6 +210,10 @@ class Host(Generic[Event, Commands]):
         await asyncio.sleep(_DRAIN_POLL_S)  # for the last words to leave
         self._end(None)
 
+    def fail(self, error: BaseException) -> None:
+        """Ends this worker with what broke it. Any thread."""
+        self._loop.call_soon_threadsafe(self._end, error)
+
     def _hand_over(self) -> None:
         """What still runs goes on elsewhere: its router hears so and continues it."""
         self._role.fail_all(Draining("the worker is leaving"), time.monotonic())
@@ -236,9 +240,6 @@ class Host(Generic[Event, Commands]):
         self._events.publish()
         self._load = self.load()
         self._deliver(commands)
-
-    def _failed(self, error: BaseException) -> None:
-        self._loop.call_soon_threadsafe(self._end, error)
 
     # On the registration's thread
 

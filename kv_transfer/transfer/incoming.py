@@ -2,6 +2,7 @@
 
     Keep <- matches <- BlockRead <- ReadBlock <- BlocksSent <- P
     AskResend <- differs             (NUM_RESENDS times, then GiveUp)
+       GiveUp <------- ReadFailed <- ReadBlock
 
     open ---> complete                                every block verified
       +-----> quarantined ---> closed                 abandoned, timed out, failed
@@ -47,6 +48,14 @@ class BlockRead:
 
 
 @dataclass(frozen=True, slots=True)
+class ReadFailed:
+    """The other answer to ReadBlock: nobody knows what lies there."""
+
+    block: int
+    error: BatonError
+
+
+@dataclass(frozen=True, slots=True)
 class Abandon:
     """D wants the transfer no more, or has been told that it failed."""
 
@@ -56,7 +65,7 @@ class WriterStopped:
     """The proof: P said `Fenced`, the transport has revoked access, or P's process is dead."""
 
 
-IncomingEvent = PeerHeard | BlocksSent | BlockRead | Abandon | WriterStopped
+IncomingEvent = PeerHeard | BlocksSent | BlockRead | ReadFailed | Abandon | WriterStopped
 
 # Commands
 
@@ -166,6 +175,8 @@ class Incoming:
                 return self._arrived(first_block, checksums, now_s)
             case BlockRead(block, checksum):
                 return self._read(block, checksum, now_s)
+            case ReadFailed(_, error):
+                return self._give_up(error, now_s)
             case Abandon():
                 return self._abandon(now_s)
 

@@ -90,7 +90,9 @@ class Decode:
         self._receivers = Receivers(pool, shared, "127.0.0.1", timeout_s, transports)
         verifier = Verifier(pool, verify=True, arrived=self._arrived)
         senders = Senders(pool, timeout_s, transports)
-        side = DecodeSide(self._receivers, senders, verifier, self._hello, self._post, times)
+        side = DecodeSide(
+            self._receivers, senders, verifier, self._hello, self._post, self._failed, times
+        )
         self._hand_offs = HandOffs(side)
         limits = SchedulerLimits(max_model_len=NUM_BLOCKS * BLOCK_SIZE)
         self._role = DecodeRole(Scheduler(BlockManager(NUM_BLOCKS, BLOCK_SIZE), limits))

@@ -95,7 +95,11 @@ class _Worker:
         blocks = BlockManager(NUM_BLOCKS, BLOCK_SIZE)
         self._role = PrefillRequests(PrefillScheduler(blocks, LIMITS), place.times.block_hold_s)
         self._pusher = Pusher(
-            LAYOUT.num_layers, self._post, self._late.announce, self._service.hang_up
+            LAYOUT.num_layers,
+            self._post,
+            self._late.announce,
+            self._service.hang_up,
+            lambda _: self._end(),
         )
         receivers = Receivers(pool, shared, "127.0.0.1", timeout_s, transports)
         self._borrower = Borrower(

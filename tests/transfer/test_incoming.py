@@ -5,7 +5,7 @@ import random
 import pytest
 
 from baton.config import Times
-from baton.errors import IntegrityError, PeerLost
+from baton.errors import IntegrityError, Internal, PeerLost
 from kv_transfer.transfer.incoming import (
     NUM_RESENDS,
     Abandon,
@@ -23,6 +23,7 @@ from kv_transfer.transfer.incoming import (
     PeerHeard,
     Quarantine,
     ReadBlock,
+    ReadFailed,
     WriterStopped,
 )
 
@@ -49,6 +50,15 @@ def test_blocks_are_read_and_kept_and_the_last_completes(book: Incoming) -> None
     assert book.deadline_s is None
     assert book.handle(Abandon(), 0.5) == []  # nobody writes any more: nothing to fence
     assert book.tick(99.0) == []
+
+
+def test_a_block_that_cannot_be_read_ends_the_hand_off(book: Incoming) -> None:
+    book.handle(BlocksSent(4, [40, 50]), 0.0)
+    book.handle(BlockRead(4, 40), 0.1)
+    error = Internal("no such device")
+    commands = book.handle(ReadFailed(5, error), 0.2)
+    assert commands == [Quarantine((5, 6)), AskFence(), GiveUp(error)]
+    assert book.handle(WriterStopped(), 0.3) == [Lift((5, 6))]
 
 
 def test_a_wrong_block_is_sent_again_twice_then_given_up(book: Incoming) -> None:

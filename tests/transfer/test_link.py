@@ -2,10 +2,12 @@
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from baton.errors import Cancelled, Internal, PeerLost
+from baton.errors import Cancelled, IntegrityError, Internal, PeerLost
+from kv_transfer import link as link_module
 from kv_transfer.base import TransferId, Write
 from kv_transfer.link import PORTION_BYTES, Flow, OrderedLink
 
@@ -150,3 +152,53 @@ def test_close_ends_what_waits(wire: HeldWire) -> None:
     closing.join(30)
     assert wire.closed
     assert running.result(timeout=30).checksums == [7]
+
+
+class StuckWire(HeldWire):
+    """Nobody knows whether it still writes."""
+
+    def close(self) -> None:
+        super().close()
+        raise ValueError("it does not close")
+
+
+def test_where_a_wire_does_not_close_everybody_is_told_and_no_fence_is_promised() -> None:
+    wire = StuckWire()
+    link = OrderedLink(wire, "stuck")
+    for transfer in (FIRST, SECOND):
+        link.open(transfer, [1])
+    wire.error = PeerLost("gone")
+    futures = [link.write(FIRST, ONE), link.write(SECOND, ONE)]
+    assert wire.started.acquire(timeout=30)
+    with ThreadPoolExecutor(1) as thread:
+        fenced = thread.submit(link.fence, FIRST)
+        wire.release.release()
+        assert isinstance(fenced.exception(timeout=30), IntegrityError)
+    for future in futures:
+        assert isinstance(future.exception(timeout=30), IntegrityError)
+    with pytest.raises(IntegrityError, match="may still be written"):
+        link.fence(SECOND)
+    with pytest.raises(IntegrityError, match="does not close"):
+        link.close()
+
+
+def test_a_close_that_is_not_certain_is_told() -> None:
+    link = OrderedLink(StuckWire(), "stuck")
+    with pytest.raises(IntegrityError, match="does not close"):
+        link.close()
+
+
+def test_a_link_whose_thread_cannot_begin_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_stream(device: object) -> None:
+        raise RuntimeError("no stream")
+
+    monkeypatch.setattr(link_module, "use_side_stream", no_stream)
+    wire = HeldWire()
+    link = OrderedLink(wire, "broken")
+    link._thread.join(30)
+    with pytest.raises(PeerLost, match="no stream"):
+        link.open(FIRST, [1])
+    assert isinstance(link.write(FIRST, ONE).exception(timeout=30), PeerLost)
+    link.fence(FIRST)
+    link.close()
+    assert wire.closed

@@ -51,3 +51,11 @@ def test_a_sum_is_that_of_the_definition() -> None:
     sums = sum_pieces(words, [6], range(layout.num_layers), whole, layout.piece_words)
     pieces = torch.cat([pool.piece(layer, 6) for layer in range(layout.num_layers)])
     assert as_checksums(sums) == [definition(pieces.numpy().tobytes())] == [pool.checksum(6)]
+
+
+def test_sums_do_not_depend_on_where_tensors_are_made_by_default() -> None:
+    pool = random_pool(SMALL)
+    words, whole = as_words(pool.memory, SMALL), plan(SMALL, SMALL)
+    with torch.device("meta"):  # as a program does that works on a GPU
+        sums = sum_pieces(words, [6], range(SMALL.num_layers), whole, SMALL.piece_words)
+    assert as_checksums(sums) == [pool.checksum(6)]
