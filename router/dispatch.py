@@ -29,6 +29,7 @@ from baton.errors import (
     InvalidArgument,
     Unavailable,
 )
+from baton.sampling_ranges import check_token_ids
 from baton.types import PositionLogprobs
 from router.admission import Ask
 from router.chooser import Chooser, Explanation
@@ -43,7 +44,7 @@ from router.policy import Choice
 from router.request import Chat, GenerateInput
 from router.request_life import RequestLife
 from router.request_log import RequestLog
-from router.validation import check_request, check_token_ids, resolve_sampling
+from router.validation import check_request, prompt_field, resolve_sampling
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +114,7 @@ class Dispatcher:
     def decode(
         self, model: ServedModel, token_ids: Sequence[int], *, skip_special_tokens: bool
     ) -> str:
-        check_token_ids(token_ids, model.limits, "token_ids")
+        check_token_ids(token_ids, model.limits.vocab_size, "token_ids")
         if model.text is None:
             raise InvalidArgument("this model has no tokenizer", field="model")
         return model.text.decode(token_ids, skip_special_tokens=skip_special_tokens)
@@ -137,6 +138,8 @@ class Dispatcher:
         prompt = request.prompt
         if isinstance(prompt, str | Chat):
             token_ids: Sequence[int] = await self.encode(model, prompt, special=True)
+            # A tokenizer may know more tokens than the model: those that a fine-tune added.
+            check_token_ids(token_ids, model.limits.vocab_size, prompt_field(request))
         else:
             token_ids = prompt or ()
         params = resolve_sampling(

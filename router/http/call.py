@@ -9,6 +9,7 @@ from starlette.requests import Request
 
 from baton.errors import InvalidArgument
 from baton.rpc.context import traceparent
+from baton.sampling_ranges import check_ranges
 from router.http.fields import Fields, as_string
 from router.request import GenerateInput, Prompt, SamplingInput
 
@@ -61,7 +62,8 @@ def read_caller(request: Request) -> Caller:
 def read_call(
     fields: Fields, caller: Caller, prompts: list[Prompt], sampling: SamplingInput
 ) -> Call:
-    """The fields beside prompt and sampling."""
+    """The fields beside prompt and sampling, whose ranges are checked before anything is made n times."""
+    check_ranges(sampling)
     stream = fields.boolean("stream")
     options = fields.object("stream_options")
     if options is not None and not stream:

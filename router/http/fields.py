@@ -1,7 +1,7 @@
 """Takes typed fields out of a JSON object, naming the field that has the wrong type.
 
 `null` is the same as absent, as clients that send every field expect. Ranges are not checked here:
-`router.validation` does that for both faces.
+`baton.sampling_ranges` and `router.validation` do that for both faces.
 """
 
 from __future__ import annotations

@@ -37,6 +37,7 @@ def resolved(sampling: SamplingInput, *, num_prompt_tokens: int = 4) -> Sampling
         ("temperature", -0.1, "at least 0"),
         ("temperature", NAN, "at least 0"),
         ("temperature", INF, "finite"),
+        ("temperature", 1.1e6, "at most 1e+06"),
         ("top_p", 0.0, "above 0 and at most 1"),
         ("top_p", 1.01, "above 0 and at most 1"),
         ("top_p", NAN, "finite"),
@@ -44,7 +45,9 @@ def resolved(sampling: SamplingInput, *, num_prompt_tokens: int = 4) -> Sampling
         ("min_p", -0.01, "at least 0 and at most 1"),
         ("min_p", 1.5, "at least 0 and at most 1"),
         ("min_p", NAN, "finite"),
-        ("repetition_penalty", 0.0, "above 0"),
+        ("repetition_penalty", 0.0, "at least 0.01"),
+        ("repetition_penalty", 1e-40, "at least 0.01"),
+        ("repetition_penalty", 101.0, "at most 100"),
         ("repetition_penalty", INF, "finite"),
         ("frequency_penalty", 2.1, "at least -2 and at most 2"),
         ("frequency_penalty", NAN, "finite"),
@@ -69,6 +72,12 @@ def test_a_value_out_of_range_is_refused_by_name(name: str, value: Any, allowed:
     error = refusal(GenerateInput(prompt=(1,), sampling=SamplingInput(**{name: value})))
     assert error.field == f"sampling.{name}"
     assert allowed in error.message
+
+
+def test_any_top_k_above_0_is_answered() -> None:
+    """One of the vocabulary's size or more keeps everything, however many bits it has."""
+    got = [resolved(SamplingInput(top_k=k)).top_k for k in (1, 99, 100, 2**31, 2**80)]
+    assert got == [1, 99, 0, 0, 0]
 
 
 @pytest.mark.parametrize("bias", [NAN, INF, -101.0, 100.5])
