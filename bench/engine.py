@@ -19,8 +19,8 @@ from bench.engine_result import Pair, row
 from bench.engine_sides import BatonEngine, BatonWorker, Transformers
 from bench.machine_limits import MachineLimits
 from bench.rounds import OnStep, Steps
-from engine.models.assemble import expected_tensors
 from engine.models.config import ModelConfig
+from engine.models.registry import expected_tensors
 from engine.models.shapes import SHAPES
 from engine.openmp import release_team
 
@@ -79,7 +79,7 @@ class _Measurement:
         found = []
         for shape in self._settings.shapes:
             baton = BatonEngine(shape)
-            transformers = Transformers(baton.model_config)
+            transformers = Transformers(SHAPES[shape])
             for threads in self._settings.threads:
                 torch.set_num_threads(threads)
                 with baton.worker() as worker:

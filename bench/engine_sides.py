@@ -27,8 +27,9 @@ from engine.block_manager import BlockManager
 from engine.config import EngineConfig
 from engine.dummy_weights import DummyWeights
 from engine.model_runner import ModelRunner
-from engine.models.assemble import expected_tensors
 from engine.models.config import ModelConfig
+from engine.models.dense import DenseConfig
+from engine.models.registry import expected_tensors
 from engine.openmp import release_team
 from engine.sampler import Sampler
 from worker.step_loop import StepLoop
@@ -110,7 +111,7 @@ class BatonWorker:
 class Transformers:
     """`generate` in fp32, with its own KV cache and attention."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: DenseConfig) -> None:
         import transformers
 
         logging.getLogger("transformers").setLevel(logging.ERROR)
@@ -161,16 +162,16 @@ class _Streamer:
         pass
 
 
-def transformers_config(config: ModelConfig) -> Any:
+def transformers_config(config: DenseConfig) -> Any:
     import transformers
 
     return transformers.AutoConfig.for_model(
-        config.family,
+        config.architecture.removesuffix("ForCausalLM").lower(),
         vocab_size=config.vocab_size,
         hidden_size=config.hidden_size,
         intermediate_size=config.intermediate_size,
         num_hidden_layers=config.num_layers,
-        num_attention_heads=config.num_heads,
+        num_attention_heads=config.attention[0].num_heads,
         num_key_value_heads=config.num_kv_heads,
         head_dim=config.head_dim,
         max_position_embeddings=config.max_position_embeddings,

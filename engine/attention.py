@@ -12,6 +12,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from engine.attention_spec import AttentionSpec
 from engine.kv_cache import KvCache, LayerCache
 
 
@@ -33,15 +34,14 @@ class AttentionBatch:
 
 
 class AttentionBackend(Protocol):
-    """q [num_tokens, num_heads, head_dim]; k and v [num_tokens, num_kv_heads, head_dim]. `window` 0 sees
-    every earlier position."""
+    """q [num_tokens, num_heads, head_dim]; k and v [num_tokens, num_kv_heads, head_dim]."""
 
     def write(
         self, layer_cache: LayerCache, batch: AttentionBatch, k: Tensor, v: Tensor
     ) -> None: ...
 
     def attend(
-        self, layer_cache: LayerCache, batch: AttentionBatch, q: Tensor, window: int
+        self, layer_cache: LayerCache, batch: AttentionBatch, q: Tensor, spec: AttentionSpec
     ) -> Tensor: ...
 
 
@@ -60,5 +60,5 @@ class StepAttention:
         if self.on_layer is not None:
             self.on_layer(layer)
 
-    def attend(self, layer: int, q: Tensor, window: int) -> Tensor:
-        return self.backend.attend(self.cache.layers[layer], self.batch, q, window)
+    def attend(self, layer: int, q: Tensor, spec: AttentionSpec) -> Tensor:
+        return self.backend.attend(self.cache.layers[layer], self.batch, q, spec)

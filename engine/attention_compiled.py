@@ -9,26 +9,25 @@ import torch
 from torch import Tensor
 
 from engine.attention import AttentionBatch
+from engine.attention_spec import AttentionSpec
 from engine.kernels import MAX_GROUP, MAX_HEAD_DIM, Kernels
 from engine.kv_cache import LayerCache
-from engine.models.config import ModelConfig
 
 
 class CompiledAttention:
-    def __init__(self, kernels: Kernels, head_dim: int) -> None:
+    def __init__(self, kernels: Kernels) -> None:
         self._kernels = kernels
-        self._scale = head_dim**-0.5
 
     @staticmethod
-    def supports(config: ModelConfig) -> bool:
-        group = config.num_heads // config.num_kv_heads
-        return config.head_dim <= MAX_HEAD_DIM and group <= MAX_GROUP
+    def supports(spec: AttentionSpec) -> bool:
+        group = spec.num_heads // spec.num_kv_heads
+        return spec.head_dim <= MAX_HEAD_DIM and group <= MAX_GROUP
 
     def write(self, layer_cache: LayerCache, batch: AttentionBatch, k: Tensor, v: Tensor) -> None:
         self._kernels.write_kv(layer_cache, batch.slots, k, v)
 
     def attend(
-        self, layer_cache: LayerCache, batch: AttentionBatch, q: Tensor, window: int
+        self, layer_cache: LayerCache, batch: AttentionBatch, q: Tensor, spec: AttentionSpec
     ) -> Tensor:
         out = torch.empty(q.shape)
         self._kernels.attend(
@@ -37,8 +36,8 @@ class CompiledAttention:
             batch.block_tables,
             batch.query_starts,
             batch.starts,
-            self._scale,
-            window,
+            spec.scale,
+            spec.window,
             out,
         )
         return out

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 from engine.attention import AttentionBatch
+from engine.attention_spec import AttentionSpec
 from engine.kv_cache import LayerCache
 
 # Decode rows whose lengths differ by at most this factor share one padded SDPA call.
@@ -23,15 +24,14 @@ class TorchAttention:
     result does not depend on the batch or the chunk it came in. Slow; for the deterministic mode.
     """
 
-    def __init__(self, head_dim: int, row_by_row: bool = False) -> None:
-        self._scale = head_dim**-0.5
+    def __init__(self, row_by_row: bool = False) -> None:
         self._row_by_row = row_by_row
 
     def write(self, layer_cache: LayerCache, batch: AttentionBatch, k: Tensor, v: Tensor) -> None:
         layer_cache.write(batch.slots, k, v)
 
     def attend(
-        self, layer_cache: LayerCache, batch: AttentionBatch, q: Tensor, window: int
+        self, layer_cache: LayerCache, batch: AttentionBatch, q: Tensor, spec: AttentionSpec
     ) -> Tensor:
         out = torch.empty_like(q)
         single = []
@@ -44,7 +44,7 @@ class TorchAttention:
             for offset in range(0, num_rows, step):
                 rows = slice(first_row + offset, first_row + offset + step)
                 position = start + offset
-                out[rows] = self._attend_slice(layer_cache, blocks, q[rows], position, window)
+                out[rows] = self._attend_slice(layer_cache, blocks, q[rows], position, spec)
         block_size = layer_cache.block_size
         for group in _near_equal(sorted(single)):
             rows_in_group = [batch.slices[index][0] for index in group]
@@ -52,17 +52,17 @@ class TorchAttention:
             tables = batch.block_tables[group, : -(-longest // block_size)]
             starts = batch.starts[group]
             out[rows_in_group] = self._attend_group(
-                layer_cache, tables, starts, q[rows_in_group], window
+                layer_cache, tables, starts, q[rows_in_group], spec
             )
         return out
 
     def _attend_slice(
-        self, layer_cache: LayerCache, blocks: Tensor, q: Tensor, start: int, window: int
+        self, layer_cache: LayerCache, blocks: Tensor, q: Tensor, start: int, spec: AttentionSpec
     ) -> Tensor:
         """Rows at positions start, start + 1, ... of one sample. -> [num_rows, num_heads, head_dim]"""
         num_rows, num_heads, head_dim = q.shape
         block_size, num_kv_heads = layer_cache.block_size, layer_cache.num_kv_heads
-        end = start + num_rows
+        end, window = start + num_rows, spec.window
         begin = max(start + 1 - window, 0) if window else 0  # the oldest position any row sees
         first_block = begin // block_size
         used = blocks[first_block : -(-end // block_size)]
@@ -81,11 +81,16 @@ class TorchAttention:
             if window:
                 mask &= key > query - window
         shape = (num_kv_heads, num_heads // num_kv_heads, end - begin, head_dim)
-        out = sdpa(grouped, k.expand(shape), v.expand(shape), attn_mask=mask, scale=self._scale)
+        out = sdpa(grouped, k.expand(shape), v.expand(shape), attn_mask=mask, scale=spec.scale)
         return out.permute(2, 0, 1, 3).reshape(num_rows, num_heads, head_dim)
 
     def _attend_group(
-        self, layer_cache: LayerCache, tables: Tensor, starts: Tensor, q: Tensor, window: int
+        self,
+        layer_cache: LayerCache,
+        tables: Tensor,
+        starts: Tensor,
+        q: Tensor,
+        spec: AttentionSpec,
     ) -> Tensor:
         """One row of each of several samples, padded to the longest. -> [rows, num_heads, head_dim]"""
         num_rows, num_heads, head_dim = q.shape
@@ -95,12 +100,12 @@ class TorchAttention:
         kv = kv.reshape(2, num_rows, num_kv_heads, -1, head_dim)
         key = torch.arange(kv.shape[3], device=q.device)
         mask = key <= starts.unsqueeze(1)
-        if window:
-            mask &= key > starts.unsqueeze(1) - window
+        if spec.window:
+            mask &= key > starts.unsqueeze(1) - spec.window
         # What is masked may be stale, and NaN stays NaN whatever is added to it or multiplied with it.
         k, v = kv.masked_fill(~mask[:, None, :, None], 0)
         grouped = q.reshape(num_rows, num_kv_heads, -1, head_dim)
-        out = sdpa(grouped, k, v, attn_mask=mask[:, None, None], scale=self._scale)
+        out = sdpa(grouped, k, v, attn_mask=mask[:, None, None], scale=spec.scale)
         return out.reshape(num_rows, num_heads, head_dim)
 
 

@@ -23,9 +23,15 @@ from engine.batch import Drawn, Slice, StepOutput, StepPlan
 from engine.config import EngineConfig
 from engine.dummy_weights import DummyWeights
 from engine.kv_cache import KvCache, KvCacheLayout
-from engine.models.assemble import Progress, assemble, expected_tensors, unwanted_tensors
-from engine.models.config import ModelConfig, read_model_config
+from engine.models.config import ModelConfig
 from engine.models.decoder import Decoder
+from engine.models.loader import Progress
+from engine.models.registry import (
+    build_decoder,
+    expected_tensors,
+    ignored_tensors,
+    read_model_config,
+)
 from engine.models.shapes import SHAPES
 from engine.numerics import Backends, choose_backends
 from engine.sampler import NonFiniteLogits, Sampler
@@ -91,7 +97,9 @@ class ModelRunner:
         buffer = allocate(layout.size_bytes(num_blocks)) if allocate else None
         kv_cache = KvCache(layout, num_blocks, device, buffer)
         with torch.inference_mode():
-            decoder = assemble(model_config, source, backends.numerics, max_model_len, progress)
+            decoder = build_decoder(
+                model_config, source, backends.numerics, max_model_len, progress
+            )
         _log.info(
             "loaded %s: %s, %d KV blocks of %d tokens (%s)",
             *(config.model, backends.description, num_blocks, config.block_size, layout.dtype),
@@ -199,8 +207,8 @@ def _check(config: EngineConfig) -> None:
 def _open(config: EngineConfig) -> tuple[ModelConfig, WeightSource]:
     dummy = config.load_format == "dummy"
     if dummy and str(config.model) in SHAPES:
-        model_config = SHAPES[str(config.model)]
-        return model_config, DummyWeights(expected_tensors(model_config))
+        shape = SHAPES[str(config.model)]
+        return shape, DummyWeights(expected_tensors(shape))
     folder = Path(config.model)
     if not folder.is_dir():
         known = f", nor one of the shapes {', '.join(SHAPES)}" if dummy else ""
@@ -209,7 +217,7 @@ def _open(config: EngineConfig) -> tuple[ModelConfig, WeightSource]:
     expected = expected_tensors(model_config)
     if dummy:
         return model_config, DummyWeights(expected)
-    return model_config, Checkpoint(folder, expected, unwanted_tensors(model_config))
+    return model_config, Checkpoint(folder, expected, ignored_tensors(model_config))
 
 
 def _max_model_len(config: EngineConfig, model_config: ModelConfig) -> int:

@@ -13,8 +13,8 @@ from engine.attention_torch import TorchAttention
 from engine.config import EngineConfig
 from engine.kernels import load as load_kernels
 from engine.kv_cache import KV_DTYPES, QUANTIZED
-from engine.models.assemble import Numerics
 from engine.models.config import ModelConfig
+from engine.models.loader import Numerics
 from engine.quantize import PackedFp16Linear, PlainLinear, TiledLinear
 from engine.row_ops import CompiledRowOps, RowByRow, RowOps, TorchRowOps
 
@@ -34,11 +34,13 @@ def choose_backends(config: EngineConfig, model_config: ModelConfig) -> Backends
     kernels = load_kernels() if device.type == "cpu" else None
     ops: RowOps
     attention: AttentionBackend
-    if kernels is not None and CompiledAttention.supports(model_config):
-        attention = CompiledAttention(kernels, model_config.head_dim)
+    if kernels is not None and all(
+        CompiledAttention.supports(spec) for spec in set(model_config.attention)
+    ):
+        attention = CompiledAttention(kernels)
         ops = CompiledRowOps(kernels)
     else:
-        attention = TorchAttention(model_config.head_dim, row_by_row=config.deterministic)
+        attention = TorchAttention(row_by_row=config.deterministic)
         ops = RowByRow(TorchRowOps()) if config.deterministic else TorchRowOps()
     if config.deterministic:
         numerics = Numerics(device, torch.float32, False, False, TiledLinear, ops)

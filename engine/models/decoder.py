@@ -1,4 +1,4 @@
-"""The dense decoder of Llama, Mistral, Qwen2 and Qwen3. It knows no rank, no request and no checkpoint.
+"""The decoder, as the papers draw it. It knows no family, no rank, no request and no checkpoint.
 
     x = embed(token_ids)
     for each layer:  x += attention(norm(x));  x += mlp(norm(x))
@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import embedding
 
 from engine.attention import StepAttention
+from engine.attention_spec import AttentionSpec
 from engine.quantize import Linear
 from engine.row_ops import RowOps
 
@@ -53,13 +54,10 @@ class Rotary:
 
 @dataclass(slots=True)
 class Attention:
-    """Grouped-query attention of layer `index`. `window` 0 sees every earlier position."""
+    """Grouped-query attention of layer `index`."""
 
     index: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    window: int
+    spec: AttentionSpec
     qkv: Linear
     output: Linear
     rotary: Rotary
@@ -67,15 +65,16 @@ class Attention:
     k_norm: Norm | None = None
 
     def __call__(self, x: Tensor, positions: Tensor, attention: StepAttention) -> Tensor:
-        heads = self.qkv(x).view(x.shape[0], -1, self.head_dim)
-        qk, v = heads.split((self.num_heads + self.num_kv_heads, self.num_kv_heads), dim=1)
+        num_heads, num_kv_heads = self.spec.num_heads, self.spec.num_kv_heads
+        heads = self.qkv(x).view(x.shape[0], -1, self.spec.head_dim)
+        qk, v = heads.split((num_heads + num_kv_heads, num_kv_heads), dim=1)
         if self.q_norm is not None and self.k_norm is not None:
-            q, k = qk.split((self.num_heads, self.num_kv_heads), dim=1)
+            q, k = qk.split((num_heads, num_kv_heads), dim=1)
             qk = torch.cat((self.q_norm(q), self.k_norm(k)), dim=1)
         qk = self.rotary(qk, positions)
-        q, k = qk.split((self.num_heads, self.num_kv_heads), dim=1)
+        q, k = qk.split((num_heads, num_kv_heads), dim=1)
         attention.write(self.index, k, v)
-        mixed = attention.attend(self.index, q, self.window)
+        mixed = attention.attend(self.index, q, self.spec)
         return self.output(mixed.flatten(1))
 
 

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from engine.models.config import RopeConfig
+from engine.models.rope_config import RopeConfig
 
 
 def rope_tables(rope: RopeConfig, head_dim: int, num_positions: int) -> tuple[Tensor, Tensor]:

@@ -1,40 +1,34 @@
-"""Named model shapes for `load_format="dummy"`: real sizes without a checkpoint. Knows no torch."""
+"""Named model shapes for `load_format="dummy"`: real sizes without a checkpoint."""
 
 from __future__ import annotations
 
-from engine.models.config import ModelConfig, RopeConfig
+from engine.attention_spec import AttentionSpec
+from engine.models.dense import DenseConfig
+from engine.models.rope_config import RopeConfig
 
-SHAPES: dict[str, ModelConfig] = {
+SHAPES: dict[str, DenseConfig] = {
     # Qwen2.5-0.5B as published: 494 M parameters.
-    "qwen2.5-0.5b": ModelConfig(
-        family="qwen2",
+    "qwen2.5-0.5b": DenseConfig(
+        architecture="Qwen2ForCausalLM",
         vocab_size=151936,
         hidden_size=896,
         intermediate_size=4864,
-        num_layers=24,
-        num_heads=14,
-        num_kv_heads=2,
-        head_dim=64,
+        attention=(AttentionSpec(num_heads=14, num_kv_heads=2, head_dim=64, scale=64**-0.5),) * 24,
         max_position_embeddings=32768,
         rope=RopeConfig(theta=1e6),
-        sliding_windows=(0,) * 24,
         tie_word_embeddings=True,
         qkv_bias=True,
         eos_token_ids=(151645, 151643),
     ),
     # Small enough that one CPU core serves it: 125 M parameters.
-    "llama-125m": ModelConfig(
-        family="llama",
+    "llama-125m": DenseConfig(
+        architecture="LlamaForCausalLM",
         vocab_size=32000,
         hidden_size=768,
         intermediate_size=2048,
-        num_layers=12,
-        num_heads=12,
-        num_kv_heads=4,
-        head_dim=64,
+        attention=(AttentionSpec(num_heads=12, num_kv_heads=4, head_dim=64, scale=64**-0.5),) * 12,
         max_position_embeddings=4096,
         rope=RopeConfig(theta=10000.0),
-        sliding_windows=(0,) * 12,
         rms_norm_eps=1e-5,
         eos_token_ids=(2,),
     ),

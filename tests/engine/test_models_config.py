@@ -1,4 +1,4 @@
-"""config.json and generation_config.json: both spellings of transformers, and refusals by field."""
+"""config.json: both spellings of transformers, and refusals by field."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from baton.errors import ConfigError
-from engine.models.config import ModelConfig, RopeConfig, read_model_config
-from engine.models.generation_defaults import GenerationDefaults, read_generation_defaults
+from engine.models.dense import DenseConfig
+from engine.models.registry import read_model_config
+from engine.models.rope_config import RopeConfig
 
 BASE: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -29,8 +30,10 @@ def write(folder: Path, file: str = "config.json", **values: Any) -> Path:
     return folder
 
 
-def read(folder: Path, **changes: Any) -> ModelConfig:
-    return read_model_config(write(folder, **BASE | changes))
+def read(folder: Path, **changes: Any) -> DenseConfig:
+    config = read_model_config(write(folder, **BASE | changes))
+    assert isinstance(config, DenseConfig)
+    return config
 
 
 def test_both_spellings_of_rope_mean_the_same(tmp_path: Path) -> None:
@@ -70,7 +73,9 @@ def test_windows_are_those_of_the_family(tmp_path: Path) -> None:
         "late": read(tmp_path, **qwen, use_sliding_window=True, max_window_layers=3),
         "typed": read(tmp_path, **qwen, use_sliding_window=True, layer_types=types),
     }
-    assert {name: config.sliding_windows for name, config in found.items()} == {
+    assert {
+        name: tuple(spec.window for spec in config.attention) for name, config in found.items()
+    } == {
         "llama": (0, 0, 0, 0),
         "null": (0, 0, 0, 0),
         "absent": (4096,) * 4,
@@ -150,16 +155,3 @@ def test_what_is_no_json_object_is_named(tmp_path: Path, text: str) -> None:
     with pytest.raises(ConfigError) as caught:
         read_model_config(tmp_path)
     assert caught.value.field == "config.json"
-
-
-def test_generation_defaults(tmp_path: Path) -> None:
-    write(tmp_path, **BASE, eos_token_id=5)
-    assert read_generation_defaults(tmp_path) == GenerationDefaults(eos_token_ids=(5,))
-    write(tmp_path, "generation_config.json", eos_token_id=[5, 6], top_p=0.8, top_k=20)
-    defaults = GenerationDefaults(eos_token_ids=(5, 6), top_p=0.8, top_k=20)
-    assert read_generation_defaults(tmp_path) == defaults
-    write(tmp_path, "generation_config.json", temperature="hot")
-    with pytest.raises(ConfigError) as caught:
-        read_generation_defaults(tmp_path)
-    assert caught.value.field == "temperature"
-    assert "generation_config.json" in str(caught.value)

@@ -16,6 +16,7 @@ from baton.errors import ConfigError
 from engine import kernels
 from engine.attention import AttentionBatch
 from engine.attention_compiled import CompiledAttention
+from engine.attention_spec import AttentionSpec
 from engine.attention_torch import TorchAttention
 from engine.batch import NewSample, Slice
 from engine.kv_cache import QUANTIZED, KvCache, KvCacheLayout, LayerCache
@@ -177,12 +178,13 @@ def test_kernel_and_torch_attend_alike(dtype: str, window: int) -> None:
     if loaded is None:
         pytest.skip("no C compiler on this machine, or BATON_KERNELS=off")
     layer = write_prompt(LayerCache.write, dtype, random_kv(3, growth=1.1))
+    spec = AttentionSpec(6, NUM_HEADS, HEAD_DIM, HEAD_DIM**-0.5, window)
     generator = torch.Generator().manual_seed(5)
     for num_rows in (1, 5, LENGTH):
         batch = batch_of(num_rows)
         q = torch.randn(num_rows, 6, HEAD_DIM, generator=generator)
-        compiled = CompiledAttention(loaded, HEAD_DIM).attend(layer, batch, q, window)
-        by_torch = TorchAttention(HEAD_DIM).attend(layer, batch, q, window)
+        compiled = CompiledAttention(loaded).attend(layer, batch, q, spec)
+        by_torch = TorchAttention().attend(layer, batch, q, spec)
         largest = float(by_torch.abs().max())
         torch.testing.assert_close(compiled, by_torch, rtol=0, atol=1e-5 * largest)
 

@@ -17,8 +17,7 @@ from baton.errors import ConfigError
 from engine.config import EngineConfig
 from engine.dummy_weights import DummyWeights, elements
 from engine.model_runner import ModelRunner
-from engine.models.assemble import expected_tensors
-from engine.models.config import read_model_config
+from engine.models.registry import expected_tensors, read_model_config
 from engine.models.shapes import SHAPES
 from tests.checkpoints import copy_checkpoint, edit_config
 from tests.engine.harness import Driver, prompt_tokens

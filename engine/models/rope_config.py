@@ -1,0 +1,60 @@
+"""How positions become rotation angles, as `config.json` says it. Knows no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, cast
+
+from engine.models.json_fields import JsonFields
+
+RopeType = Literal["default", "linear", "llama3", "yarn"]
+
+
+@dataclass(frozen=True, slots=True)
+class RopeConfig:
+    """The fields after `factor` belong to llama3 and yarn."""
+
+    theta: float = 10000.0
+    rope_type: RopeType = "default"
+    factor: float = 1.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_position_embeddings: int = 0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float = 0.0  # 0: derived from `factor`
+    truncate: bool = True
+
+
+def read_rope(fields: JsonFields, max_positions: int) -> RopeConfig:
+    """transformers 5 keeps everything in `rope_parameters`, 4 splits `rope_theta` and `rope_scaling`."""
+    rope = fields.object("rope_parameters" if fields.has("rope_parameters") else "rope_scaling")
+    theta = rope.positive("rope_theta", fields.positive("rope_theta", 10000.0))
+    if rope.number("partial_rotary_factor", fields.number("partial_rotary_factor", 1.0)) != 1:
+        raise fields.fail("partial_rotary_factor", "only 1.0 is supported")
+    rope_type = rope.text("rope_type", rope.text("type", "default"))
+    if rope_type == "default":
+        return RopeConfig(theta)
+    if rope_type not in ("linear", "llama3", "yarn"):
+        raise rope.fail(
+            "rope_type", f"must be default, linear, llama3 or yarn, found {rope_type!r}"
+        )
+    if rope.has("mscale") or rope.has("mscale_all_dim"):
+        raise rope.fail("mscale", "is not supported")
+    low, high = rope.positive("low_freq_factor", 1.0), rope.positive("high_freq_factor", 4.0)
+    if rope_type == "llama3" and low >= high:
+        raise rope.fail("low_freq_factor", f"must be below high_freq_factor, found {low}")
+    return RopeConfig(
+        theta=theta,
+        rope_type=cast(RopeType, rope_type),
+        factor=rope.positive("factor"),
+        low_freq_factor=low,
+        high_freq_factor=high,
+        original_max_position_embeddings=rope.integer(
+            "original_max_position_embeddings", max_positions
+        ),
+        beta_fast=rope.positive("beta_fast", 32.0),
+        beta_slow=rope.positive("beta_slow", 1.0),
+        attention_factor=rope.number("attention_factor", 0.0),
+        truncate=rope.boolean("truncate", True),
+    )
