@@ -13,6 +13,7 @@ from hashlib import blake2b
 
 from baton.types import BlockId
 
+MAX_SALT_BYTES = blake2b.MAX_KEY_SIZE
 ROOT = BlockId(bytes(16))  # the parent of a request's first block
 
 

@@ -61,7 +61,7 @@ class BatonWorker:
     def __init__(self, runner: ModelRunner) -> None:
         blocks = BlockManager(runner.num_blocks, runner.layout.block_size)
         limits = DecodeConfig().limits(runner.max_model_len)
-        role = DecodeRequests(Scheduler(blocks, limits))
+        role = DecodeRequests(Scheduler(blocks, limits), runner.model_config.vocab_size)
         self._loop: StepLoop[Event, Commands] = StepLoop(role, runner, self._deliver, self._failed)
         self._keys = count()
         self._num_running = 0

@@ -147,7 +147,8 @@ class _Prefill:
         blocks = BlockManager(self._runner.num_blocks, layout.block_size)
         scheduler = PrefillScheduler(blocks, PrefillConfig().limits())
         warm_up(self._runner, scheduler.step_time)
-        self._role = PrefillRequests(scheduler, block_hold_s=_GIVE_UP_S)
+        vocab_size = self._runner.model_config.vocab_size
+        self._role = PrefillRequests(scheduler, _GIVE_UP_S, vocab_size)
 
     def alone(self) -> Took:
         ask = self._ask()

@@ -48,6 +48,14 @@ class Cancel:
 
 
 @dataclass(frozen=True, slots=True)
+class Unreadable:
+    """What the router said about this request could not be understood."""
+
+    key: Key
+    error: BatonError
+
+
+@dataclass(frozen=True, slots=True)
 class RouterLost:
     router: RouterId
 
@@ -113,6 +121,7 @@ class LendOver:
 Event = (
     Start
     | Cancel
+    | Unreadable
     | RouterLost
     | Reroute
     | FirstTokens

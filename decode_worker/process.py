@@ -28,7 +28,8 @@ async def run(config: DecodeConfig, engine: LoadedEngine) -> None:
     loop = asyncio.get_running_loop()
     blocks = BlockManager(runner.num_blocks, runner.layout.block_size)
     max_model_len = min(runner.max_model_len, runner.num_blocks * runner.layout.block_size)
-    role = DecodeRequests(Scheduler(blocks, config.limits(max_model_len)))
+    scheduler = Scheduler(blocks, config.limits(max_model_len))
+    role = DecodeRequests(scheduler, runner.model_config.vocab_size)
     service = DecodeService()
     pool = engine.pool()
     times = config.host.times

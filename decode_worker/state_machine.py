@@ -34,6 +34,7 @@ from baton.types import (
     Role,
     Usage,
 )
+from decode_worker.door import refusal
 from decode_worker.messages import (
     Abandon,
     AskPrefill,
@@ -54,6 +55,7 @@ from decode_worker.messages import (
     RouterLost,
     SampleEnded,
     Start,
+    Unreadable,
 )
 from decode_worker.scheduler import Scheduler, StepResult
 from engine.batch import StepOutput, StepPlan
@@ -86,10 +88,11 @@ class _Request:
 
 
 class DecodeRequests:
-    """All requests of one pool. Every method returns at once; `take_outboxes` says what to send."""
+    """All requests of one pool. Every method returns at once; `take_commands` says what to send."""
 
-    def __init__(self, scheduler: Scheduler) -> None:
+    def __init__(self, scheduler: Scheduler, vocab_size: int) -> None:
         self.scheduler = scheduler
+        self._vocab_size = vocab_size
         self._requests: dict[Key, _Request] = {}
         self._request_of: dict[int, _Request] = {}  # by sample handle
         self._handles = count(1)
@@ -135,6 +138,8 @@ class DecodeRequests:
             case Cancel(key, sample_index):
                 if request := self._requests.get(key):
                     self._cancel(request, sample_index, now_s)
+            case Unreadable(key, error):
+                self._end_or_refuse(key, error, now_s)
             case RouterLost(router):
                 for request in [r for r in self._requests.values() if r.key[0] == router]:
                     self._end(request, now_s, Cancelled("the router's stream ended"))
@@ -160,6 +165,17 @@ class DecodeRequests:
                 self._fenced(transfer)
             case LendOver(transfer):
                 self.scheduler.end_loan(transfer)
+
+    def fail(self, event: Event, error: BatonError, now_s: float) -> None:
+        match event:
+            case Start(key) | Cancel(key) | Unreadable(key) | Reroute(key):
+                self._end_or_refuse(key, error, now_s)
+            case FirstTokens(transfer) | HandOffDone(transfer) | HandOffFailed(transfer):
+                if request := self._request_of_transfer.get(transfer):
+                    self._end(request, now_s, error)
+            case RouterLost() | Fenced() | LendOver():
+                raise error
+        self.scheduler.check_integrity()
 
     def _expire(self, now_s: float) -> None:
         for request in list(self._requests.values()):
@@ -223,12 +239,8 @@ class DecodeRequests:
     # Transitions
 
     def _start(self, event: Start, now_s: float) -> None:
-        router, number = event.key
         if error := self._refusal(event, now_s):
-            usage = Usage(len(event.prompt_token_ids), 0, 0)
-            self._outbox(router).finished.append(
-                Finished(number, error, usage, {instants.FINISHED: now_s}, 0)
-            )
+            self._refuse(event.key, error, now_s, len(event.prompt_token_ids))
             return
         samples = [self._sample(event, index, now_s) for index in range(event.params.n)]
         request = _Request(event, list(samples), samples)
@@ -357,15 +369,25 @@ class DecodeRequests:
     def _refusal(self, event: Start, now_s: float) -> BatonError | None:
         if self._draining:
             return Draining("the worker is leaving")
-        if event.deadline_s is not None and now_s >= event.deadline_s:
-            return DeadlineExceeded("the deadline passed before the request reached a worker")
         if event.key in self._requests:
             return InvalidArgument("is in use on this stream", field="key")
-        longest = len(event.prompt_token_ids) + max(map(len, event.output_token_ids), default=0)
-        limit = self.scheduler.limits.max_model_len
-        if not event.prompt_token_ids or longest > limit:
-            return InvalidArgument(f"has {longest} tokens; 1 to {limit} fit", field="prompt")
-        return None
+        return refusal(event, self.scheduler.limits.max_model_len, self._vocab_size, now_s)
+
+    def _end_or_refuse(self, key: Key, error: BatonError, now_s: float) -> None:
+        """Its router hears `error` once, whether the request has begun or not."""
+        if request := self._requests.get(key):
+            self._end(request, now_s, error)
+        else:
+            self._refuse(key, error, now_s)
+
+    def _refuse(
+        self, key: Key, error: BatonError, now_s: float, num_prompt_tokens: int = 0
+    ) -> None:
+        router, number = key
+        usage = Usage(num_prompt_tokens, 0, 0)
+        self._outbox(router).finished.append(
+            Finished(number, error, usage, {instants.FINISHED: now_s}, 0)
+        )
 
     def _sample(self, event: Start, index: int, now_s: float) -> Sample:
         output = event.output_token_ids[index] if event.output_token_ids else ()

@@ -59,6 +59,14 @@ class Resend:
 
 
 @dataclass(frozen=True, slots=True)
+class Unreadable:
+    """What the reader said about this transfer could not be understood."""
+
+    key: Key
+    error: BatonError
+
+
+@dataclass(frozen=True, slots=True)
 class ReaderLost:
     reader: ReaderId
 
@@ -93,7 +101,16 @@ class Borrowed:
 
 
 Event = (
-    Ask | Cancel | Confirm | Resend | ReaderLost | WriteFailed | Delivered | FenceDone | Borrowed
+    Ask
+    | Cancel
+    | Confirm
+    | Resend
+    | Unreadable
+    | ReaderLost
+    | WriteFailed
+    | Delivered
+    | FenceDone
+    | Borrowed
 )
 
 

@@ -30,7 +30,8 @@ async def run(config: PrefillConfig, engine: LoadedEngine) -> None:
     loop = asyncio.get_running_loop()
     blocks = BlockManager(runner.num_blocks, runner.layout.block_size)
     scheduler = PrefillScheduler(blocks, config.limits())
-    role = PrefillRequests(scheduler, config.host.times.block_hold_s)
+    vocab_size = runner.model_config.vocab_size
+    role = PrefillRequests(scheduler, config.host.times.block_hold_s, vocab_size)
     timeout_s = config.host.times.progress_timeout_s
     pool = engine.pool()
     senders = Faults.from_environment().senders(

@@ -45,11 +45,13 @@ from prefill_worker.messages import (
     ReaderId,
     ReaderLost,
     Resend,
+    Unreadable,
     Word,
     WriteCached,
     WriteFailed,
 )
 from prefill_worker.scheduler import PrefillScheduler
+from worker import door
 
 
 @dataclass(slots=True, eq=False)
@@ -70,8 +72,9 @@ class _Request:
 class PrefillRequests:
     """All requests of one pool. `step_writes` says what each layer of the planned step completes."""
 
-    def __init__(self, scheduler: PrefillScheduler, block_hold_s: float) -> None:
+    def __init__(self, scheduler: PrefillScheduler, block_hold_s: float, vocab_size: int) -> None:
         self.scheduler = scheduler
+        self._vocab_size = vocab_size
         self.step_writes: list[tuple[Key, BlockWrites]] = []
         self._block_hold_s = block_hold_s
         self._requests: dict[Key, _Request] = {}
@@ -118,6 +121,9 @@ class PrefillRequests:
                 self._fence(request, Unavailable("the decode worker's stream ended"))
             return
         known = self._requests.get(event.key)
+        if isinstance(event, Unreadable):
+            self._fence_or_refuse(event.key, event.error)
+            return
         if known is None:
             if isinstance(event, Cancel):  # gone already: that is all the reader wants to know
                 self._say(event.key, Fenced(event.key[1]))
@@ -136,6 +142,13 @@ class PrefillRequests:
                 self._borrowed(known, ok)
             case FenceDone():
                 self._forget(known)
+
+    def fail(self, event: Event, error: BatonError, now_s: float) -> None:
+        if isinstance(event, ReaderLost):
+            raise error
+        if isinstance(event, Ask) or event.key in self._requests:
+            self._fence_or_refuse(event.key, error)
+        self.scheduler.check_integrity()
 
     def fail_all(self, error: BatonError, now_s: float) -> None:
         for request in list(self._requests.values()):
@@ -216,6 +229,15 @@ class PrefillRequests:
                 f"{len(ask.destination_blocks)} are given",
                 field="destination_blocks",
             )
+        if not 0 < ask.num_prompt_tokens <= len(ask.token_ids):
+            return InvalidArgument("is not within the tokens", field="num_prompt_tokens")
+        try:
+            tokens = {"token_ids": ask.token_ids}
+            door.check_request(ask.params, tokens, ask.salt, ask.deadline_s, self._vocab_size)
+        except InvalidArgument as error:
+            return error
+        if ask.first_sample_index >= ask.params.n:
+            return InvalidArgument(f"must be below n ({ask.params.n})", field="sample_index")
         return None
 
     def _indices(self, ask: Ask) -> Iterator[int]:
@@ -294,6 +316,13 @@ class PrefillRequests:
         request.held_until_s = None
         self.scheduler.stop(request.sample)
         self._orders.append(Fence(request.ask.key))
+
+    def _fence_or_refuse(self, key: Key, error: BatonError) -> None:
+        """Its reader hears `error` once, whether the request has begun or not."""
+        if request := self._requests.get(key):
+            self._fence(request, error)
+        else:
+            self._say(key, Failed(key[1], error))
 
     def _forget(self, request: _Request) -> None:
         key = request.ask.key

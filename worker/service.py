@@ -81,7 +81,8 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
                 )
         finally:
             with suppress(Unavailable):  # the engine has stopped, and its subscribers with it
-                await self._host.ask(lambda: events.unsubscribe(queue))
+                # Nobody can take this question back: the queue would fill up for ever.
+                await asyncio.shield(self._host.ask(lambda: events.unsubscribe(queue)))
 
     async def CheckIntegrity(
         self, request: worker_pb2.CheckIntegrityRequest, context: Context

@@ -10,6 +10,9 @@
 
 All state of the role belongs to this thread; others only `post` events or `ask` questions. It knows no
 network and does not know which role it runs.
+
+An event whose handling raises costs the request that it is about. The loop ends where a step raises: what
+one sample brought was checked before, or is answered in the step's output, so that then it is the engine.
 """
 
 from __future__ import annotations
@@ -42,6 +45,11 @@ class Role(Protocol[EventIn, CommandsOut]):
     @property
     def next_deadline_s(self) -> float | None: ...
     def handle(self, event: EventIn, now_s: float) -> None: ...
+    def fail(self, event: EventIn, error: BatonError, now_s: float) -> None:
+        """`handle` has raised: ends the request that `event` is about. Raises where that is none, or
+        where blocks have gone astray."""
+        ...
+
     def schedule(self, now_s: float) -> StepPlan | None: ...
     def update(self, plan: StepPlan, output: StepOutput, now_s: float) -> None: ...
     def fail_all(self, error: BatonError, now_s: float) -> None: ...
@@ -56,7 +64,8 @@ class StepLoop(Generic[Event, Commands]):
     """Runs `role` on `runner` in a thread of its own, from `start` until `stop`.
 
     `deliver` and `on_failure` are called on that thread. When a step raises, every request is answered
-    with Internal, the loop ends and `on_failure` is told: an engine that failed once is not trusted again.
+    with Unavailable, so that it goes on at another worker, the loop ends and `on_failure` is told: an
+    engine that failed once is not trusted again.
     """
 
     def __init__(
@@ -95,10 +104,13 @@ class StepLoop(Generic[Event, Commands]):
         self._inbox.put((event,))
 
     def ask(self, question: Callable[[], Answer]) -> Future[Answer]:
-        """Runs `question` between two steps, where it may read the role's state. Any thread."""
+        """Runs `question` between two steps, where it may read the role's state. Any thread. One that is
+        cancelled before its turn is not run."""
         future: Future[Answer] = Future()
 
         def answer() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
             if self._closed:
                 future.set_exception(Unavailable("the engine has stopped"))
                 return
@@ -120,7 +132,7 @@ class StepLoop(Generic[Event, Commands]):
                 self._step()
         except BaseException as error:
             log.exception("the engine failed")
-            self._role.fail_all(Internal(f"the engine failed: {error}"), self._clock())
+            self._role.fail_all(Unavailable(f"the engine failed: {error}"), self._clock())
             self._deliver(self._role.take_commands())
             self._on_failure(error)
         finally:
@@ -151,12 +163,19 @@ class StepLoop(Generic[Event, Commands]):
                 if item is None:
                     return False
                 if isinstance(item, tuple):
-                    self._role.handle(item[0], self._clock())
+                    self._handle(item[0])
                 else:
                     item()
                 item = self._inbox.get_nowait()
         except queue.Empty:
             return True
+
+    def _handle(self, event: Event) -> None:
+        try:
+            self._role.handle(event, self._clock())
+        except Exception as error:
+            log.exception("an event could not be handled, its request ends")
+            self._role.fail(event, Internal(f"the worker failed: {error!r}"), self._clock())
 
     def _idle_wait_s(self) -> float:
         deadline_s = self._role.next_deadline_s

@@ -36,7 +36,7 @@ from kv_transfer.introduction import pack_process
 from kv_transfer.pool import Pool
 from kv_transfer.shm import SharedMemory
 from tests.faults.accounts import Accounts, accounts
-from tests.faults.dealing import BLOCK_SIZE, NUM_BLOCKS, Deal, Directive, Fault
+from tests.faults.dealing import BLOCK_SIZE, NUM_BLOCKS, VOCAB_SIZE, Deal, Directive, Fault
 from tests.faults.hash_model import LAYOUT, CheckedModel
 from tests.faults.prefill import FINGERPRINT
 from worker.step_loop import StepLoop
@@ -95,7 +95,7 @@ class Decode:
         )
         self._hand_offs = HandOffs(side)
         limits = SchedulerLimits(max_model_len=NUM_BLOCKS * BLOCK_SIZE)
-        self._role = DecodeRole(Scheduler(BlockManager(NUM_BLOCKS, BLOCK_SIZE), limits))
+        self._role = DecodeRole(Scheduler(BlockManager(NUM_BLOCKS, BLOCK_SIZE), limits), VOCAB_SIZE)
         self._model = CheckedModel(pool)
         self._failure: BaseException | None = None
         self._steps: StepLoop[Event, Commands] = StepLoop(

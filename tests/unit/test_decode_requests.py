@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections import defaultdict
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from baton.errors import Cancelled, DeadlineExceeded, Draining, InvalidArgument
 from baton.types import FinishReason, SamplingParams
-from decode_worker.messages import Cancel, Commands, Key, Outbox, RouterLost, Start
+from decode_worker.messages import Cancel, Commands, Key, Outbox, RouterLost, Start, Unreadable
 from decode_worker.scheduler import Scheduler, SchedulerLimits
 from decode_worker.state_machine import DecodeRequests
 from engine.block_manager import BlockManager
@@ -27,7 +30,7 @@ class World:
         settings = {"max_running": 8, "max_chunk_tokens": 16, "min_chunk_tokens": 4, **limits}
         settings.setdefault("max_model_len", num_blocks * block_size)
         self.scheduler = Scheduler(self.blocks, SchedulerLimits(**settings))  # type: ignore[arg-type]
-        self.role = DecodeRequests(self.scheduler)
+        self.role = DecodeRequests(self.scheduler, VOCAB)
         self.now_s = 0.0
         self.tokens: dict[tuple[Key, int], list[int]] = defaultdict(list)
         self.reasons: dict[tuple[Key, int], FinishReason] = {}
@@ -215,4 +218,46 @@ def test_refusals_start_nothing() -> None:
     assert isinstance(world.finished[1, 2], InvalidArgument)
     assert isinstance(world.finished[1, 3], Draining)
     assert not world.step()
+    world.assert_nothing_held()
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"prompt_token_ids": [1, VOCAB]}, "prompt_token_ids"),
+        ({"output_token_ids": [[VOCAB]]}, "output_token_ids"),
+        ({"output_token_ids": [[1], [2]]}, "output_token_ids"),
+        ({"salt": bytes(65)}, "salt"),
+        ({"deadline_s": math.nan}, "timeout_s"),
+        ({"params": SamplingParams(max_tokens=1, n=2**31), "output_token_ids": ()}, "sampling.n"),
+        ({"params": SamplingParams(max_tokens=1, repetition_penalty=1e-40)}, "sampling.repe"),
+        ({"params": SamplingParams(max_tokens=1, temperature=math.nan)}, "sampling.temperature"),
+        ({"params": SamplingParams(max_tokens=1, logit_bias={VOCAB: 1.0})}, "sampling.logit_bias"),
+    ],
+)
+def test_what_a_router_should_not_have_let_pass_is_refused(
+    change: dict[str, Any], field: str
+) -> None:
+    world = World(num_blocks=8)
+    world.start((1, 1), [1, 2], max_tokens=2)
+    good = Start((1, 2), "r", 0, [1], [[1]], SamplingParams(max_tokens=1), (), b"s")
+    world.role.handle(replace(good, **change), world.now_s)
+    world.run()
+    error = world.finished[1, 2]
+    assert isinstance(error, InvalidArgument)
+    assert error.field.startswith(field)
+    assert world.finished[1, 1] is None
+    world.assert_nothing_held()
+
+
+def test_what_cannot_be_understood_ends_the_request_that_it_names() -> None:
+    world = World(num_blocks=8)
+    world.start((1, 1), [1, 2], max_tokens=2)
+    world.start((1, 2), [3, 4], max_tokens=2)
+    for number in (2, 3):  # one that runs, one that could not be started
+        world.role.handle(Unreadable((1, number), InvalidArgument("what?")), world.now_s)
+    world.run()
+    assert world.finished[1, 1] is None
+    assert isinstance(world.finished[1, 2], InvalidArgument)
+    assert isinstance(world.finished[1, 3], InvalidArgument)
     world.assert_nothing_held()

@@ -36,6 +36,7 @@ from prefill_worker.messages import (
     PromptDone,
     ReaderLost,
     Resend,
+    Unreadable,
     WriteCached,
     WriteFailed,
 )
@@ -64,7 +65,7 @@ class World:
         self.blocks = BlockManager(num_blocks, BLOCK_SIZE)
         settings = {"max_chunk_tokens": 16, "min_chunk_tokens": 16, **limits}
         scheduler = PrefillScheduler(self.blocks, PrefillLimits(**settings))  # type: ignore[arg-type]
-        self.role = PrefillRequests(scheduler, HOLD_S)
+        self.role = PrefillRequests(scheduler, HOLD_S, VOCAB)
         self.now_s = 0.0
         self.asks: dict[Key, Ask] = {}
         self.links: dict[Key, Link] = {}
@@ -375,6 +376,16 @@ def test_refusals_start_nothing() -> None:
     assert isinstance(world.error((1, 1)), InvalidArgument)
     assert isinstance(world.error((1, 2)), InvalidArgument)
     assert isinstance(world.error((1, 3)), InvalidArgument)
+    world.ask((1, 5), [1, VOCAB])
+    assert world.error((1, 5)).field == "token_ids"
+    world.ask((1, 6), [1], params=SamplingParams(max_tokens=1, n=2**31))
+    assert world.error((1, 6)).field == "sampling.n"
+    world.ask((1, 7), [1], num_prompt_tokens=2)
+    assert world.error((1, 7)).field == "num_prompt_tokens"
+    world.ask((1, 8), [1], first_sample_index=1)
+    assert world.error((1, 8)).field == "sample_index"
+    world.handle(Unreadable((1, 9), InvalidArgument("what?")))
+    assert isinstance(world.error((1, 9)), InvalidArgument)
     world.role.start_draining()
     world.ask((1, 4), [1])
     assert isinstance(world.error((1, 4)), Draining)
@@ -387,7 +398,7 @@ def test_short_prompts_pass_long_ones_but_not_for_ever() -> None:
     world.ask((1, 2), [7, 8, 9])
     world.run()
     assert list(world.done) == [(1, 2), (1, 1)]
-    world.ask((1, 3), list(range(200, 240)))
+    world.ask((1, 3), list(range(50, 90)))
     world.now_s += 10.0
     world.ask((1, 4), [70, 80, 90])
     world.run()
