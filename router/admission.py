@@ -6,7 +6,8 @@
 What counts is work: the seconds that a worker will take for a request's prompt, by the rates that workers
 have measured. No worker gets more than `max_outstanding_s` ahead of what it computes, so the order is
 decided here, where all requests are known. What waits is bounded by the time it will take.
-Until a rate is measured, work counts for nothing and only the numbers bound.
+Until a rate is measured, work counts for nothing and only the numbers bound. Numbers are of samples: a
+request of 128 samples is as many streams as 128 requests of one.
 """
 
 from __future__ import annotations
@@ -20,23 +21,24 @@ from router.capacity import Capacity
 from router.fair_queue import FairQueue, Ticket
 
 _WEIGHT = 0.1  # of a new service time in the running mean
-_MAX_EXPONENT = 16  # of a priority's weight
 _LEAST_RETRY_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class AdmissionSettings:
-    """In flight: at most `max_in_flight_per_pool` requests per decode pool, and `max_outstanding_s` of
+    """In flight: at most `max_in_flight_per_pool` samples per decode pool, and `max_outstanding_s` of
     prompts per worker that computes them. Waiting: at most `max_queued_s` of prompts per such worker, and
-    `max_waiting` requests. A class has `class_ratio` times the weight of the next lower one. `shares`
-    (TENANT=WEIGHT) and `quotas` (TENANT=TOKENS_PER_S): the tenant * is everyone not named, a share is 1
-    and a quota none where nothing is said."""
+    `max_waiting` samples. A class has `class_ratio` times the weight of the next lower one; the highest
+    is `max_priority`, the lowest its negative, whatever callers ask for. `shares` (TENANT=WEIGHT) and
+    `quotas` (TENANT=TOKENS_PER_S): the tenant * is everyone not named, a share is 1 and a quota none
+    where nothing is said."""
 
     max_in_flight_per_pool: int = 256
     max_outstanding_s: float = 2.0
     max_queued_s: float = 30.0
     max_waiting: int = 1024
     class_ratio: float = 4.0
+    max_priority: int = 3
     shares: tuple[str, ...] = ()
     quotas: tuple[str, ...] = ()
     quota_burst_s: float = 10.0
@@ -50,12 +52,17 @@ class AdmissionSettings:
         ):
             if not getattr(self, name) > 0:
                 raise ConfigError("must be more than 0", field=name)
-        if self.max_waiting < 0:
-            raise ConfigError("must not be negative", field="max_waiting")
+        for name in ("max_waiting", "max_priority"):
+            if getattr(self, name) < 0:
+                raise ConfigError("must not be negative", field=name)
         if self.class_ratio < 1:
             raise ConfigError("must be at least 1: higher classes weigh more", field="class_ratio")
         self.share_of()
         self.quota_of()
+
+    def class_of(self, priority: int) -> int:
+        """The class that a caller gets who asks for `priority`."""
+        return max(-self.max_priority, min(self.max_priority, priority))
 
     def share_of(self) -> dict[str, float]:
         return _numbers("shares", self.shares)
@@ -87,6 +94,7 @@ class Ask:
     tenant: str = ""
     deadline_s: float = inf
     work_s: float = 0.0
+    num_samples: int = 1
 
 
 class Admission:
@@ -100,6 +108,8 @@ class Admission:
         self._shares = self.settings.share_of()
         self._queue = FairQueue(self._class_weight, self._tenant_weight)
         self._in_flight: dict[Ticket, float] = {}  # with the work that is not done yet
+        self._num_samples_waiting = 0
+        self._num_samples_in_flight = 0
         self._numbers = count()
 
     @property
@@ -123,12 +133,20 @@ class Admission:
     def enter(self, ask: Ask, now_s: float) -> Ticket:
         """A place in the queue; `settle` decides on it. Raises Overloaded where the first token would
         come after the deadline: the work is better spent on others."""
-        ticket = Ticket(ask.deadline_s, next(self._numbers), ask.priority, ask.tenant, ask.work_s)
+        ticket = Ticket(
+            ask.deadline_s,
+            next(self._numbers),
+            self.settings.class_of(ask.priority),
+            ask.tenant,
+            ask.work_s,
+            ask.num_samples,
+        )
         self._queue.add(ticket)
+        self._num_samples_waiting += ticket.num_samples
         if ask.deadline_s < inf:
             late_s = now_s + self.wait_s(ticket) + ask.work_s - ask.deadline_s
             if late_s > 0:
-                self._queue.remove(ticket)
+                self.leave(ticket)
                 raise Overloaded(
                     f"the first token would come {late_s:.2f} s after the deadline",
                     retry_after_s=max(_LEAST_RETRY_S, late_s),
@@ -138,23 +156,26 @@ class Admission:
     def settle(self, now_s: float) -> tuple[list[Ticket], list[tuple[Ticket, Overloaded]]]:
         """Those who start now, and those refused: too late for their deadlines, or more than may wait."""
         started, refused = [], []
-        while self._queue and self._has_room:
+        while self._queue and self._has_room_for(self._queue.first()):
             ticket = self._queue.pop()
+            self._num_samples_waiting -= ticket.num_samples
             if now_s + ticket.work_s > ticket.deadline_s:
                 refused.append((ticket, self._too_late(ticket)))
                 continue
             self._in_flight[ticket] = ticket.work_s
+            self._num_samples_in_flight += ticket.num_samples
             self.outstanding_s += ticket.work_s
             started.append(ticket)
         while self._is_overfull:
             ticket = self._queue.last()
             refused.append((ticket, self._overfull(ticket)))
-            self._queue.remove(ticket)
+            self.leave(ticket)
         return started, refused
 
     def leave(self, ticket: Ticket) -> None:
-        """The request of `ticket` gave up while it waited."""
+        """The request of `ticket` waits no more."""
         self._queue.remove(ticket)
+        self._num_samples_waiting -= ticket.num_samples
 
     def computed(self, ticket: Ticket) -> None:
         """The prompt of a request in flight is computed. May be said again."""
@@ -165,12 +186,14 @@ class Admission:
         """A request in flight ended after `in_flight_s`."""
         self.computed(ticket)
         del self._in_flight[ticket]
+        self._num_samples_in_flight -= ticket.num_samples
         self.service_s += _WEIGHT * (in_flight_s - self.service_s)
 
     def wait_s(self, ticket: Ticket) -> float:
         """How long `ticket` will likely wait here and at the workers: for work, or for a place."""
         work_s = (self.outstanding_s + self._queue.ahead_s(ticket)) / self._num_computing_pools
-        num_over = self.num_in_flight + self.num_waiting - self._max_in_flight
+        num_samples = self._num_samples_in_flight + self._num_samples_waiting
+        num_over = num_samples - self._max_in_flight
         place_s = max(0, num_over) / self._max_in_flight * self.service_s
         return max(work_s, place_s)
 
@@ -183,18 +206,20 @@ class Admission:
     def _num_computing_pools(self) -> int:
         return max(1, self.capacity.num_computing_pools)
 
-    @property
-    def _has_room(self) -> bool:
+    def _has_room_for(self, ticket: Ticket) -> bool:
+        """A request that is alone always has, however many samples it has."""
         limit_s = self.settings.max_outstanding_s * self._num_computing_pools
-        return self.num_in_flight < self._max_in_flight and self.outstanding_s < limit_s
+        num_samples = self._num_samples_in_flight + ticket.num_samples
+        fits = not self._in_flight or num_samples <= self._max_in_flight
+        return fits and self.outstanding_s < limit_s
 
     @property
     def _is_overfull(self) -> bool:
-        """A single request is never too much work to wait."""
+        """A single request is never too much to wait, where any may."""
+        if self.num_waiting <= min(1, self.settings.max_waiting):
+            return False
         limit_s = self.settings.max_queued_s * self._num_computing_pools
-        num_waiting = self.num_waiting
-        too_long = num_waiting > 1 and self._queue.work_s > limit_s
-        return too_long or num_waiting > self.settings.max_waiting
+        return self._queue.work_s > limit_s or self._num_samples_waiting > self.settings.max_waiting
 
     def _overfull(self, ticket: Ticket) -> Overloaded:
         return Overloaded(
@@ -210,7 +235,7 @@ class Admission:
         )
 
     def _class_weight(self, priority: int) -> float:
-        return self.settings.class_ratio ** max(-_MAX_EXPONENT, min(_MAX_EXPONENT, priority))
+        return self.settings.class_ratio**priority
 
     def _tenant_weight(self, tenant: str) -> float:
         return self._shares.get(tenant, self._shares.get("*", 1.0))

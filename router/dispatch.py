@@ -17,6 +17,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
+from dataclasses import replace
 from functools import partial
 from math import inf
 
@@ -133,6 +134,7 @@ class Dispatcher:
 
     async def _receive(self, request: GenerateInput) -> RequestLife:
         received_s = time.monotonic()
+        request = replace(request, priority=self._gate.class_of(request.priority))
         model = self._models.get(request.model)
         check_request(request, model.limits)
         prompt = request.prompt
@@ -161,15 +163,17 @@ class Dispatcher:
             tenant,
             inf if life.deadline_s is None else life.deadline_s,
             self._gate.work_s(model, num_missing),
+            len(life.samples),
         )
         async with self._gate.place(model, ask) as place:
-            num_forced = life.num_tokens - len(life.prompt_token_ids)
-            if not num_forced:  # else the router that began has counted the prompt
-                self._gate.spend(tenant, len(life.prompt_token_ids))
+            num_given = (
+                life.num_tokens
+            )  # the prompt and, of a continuation, all that is to be computed
+            self._gate.spend(tenant, num_given)
             try:
                 yield place
             finally:
-                self._gate.spend(tenant, life.usage().num_output_tokens - num_forced)
+                self._gate.spend(tenant, life.num_tokens - num_given)
 
     # 3. Route: choose the workers
 

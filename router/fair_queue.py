@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Generic, Protocol, TypeVar
 
-_MIN_COST_S = 1e-3  # of a ticket: work that is known as nothing counts as this
+_MIN_COST_S = 1e-3  # of a sample: work that is known as nothing counts as this
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -31,6 +31,7 @@ class Ticket:
     priority: int = field(default=0, compare=False)
     tenant: str = field(default="", compare=False)
     work_s: float = field(default=0.0, compare=False)
+    num_samples: int = field(default=1, compare=False)
 
 
 KeyT = TypeVar("KeyT", bound=Hashable)
@@ -78,15 +79,17 @@ class FairQueue:
         tenants.tidy(ticket.tenant)
         self._classes.tidy(ticket.priority)
 
+    def first(self) -> Ticket:
+        """The next to be served."""
+        tenants = self._classes.flows[self._classes.first()]
+        return tenants.flows[tenants.first()].tickets[0]
+
     def pop(self) -> Ticket:
-        """The next to be served; its class and its tenant are charged its work."""
-        priority = self._classes.first()
-        tenants = self._classes.flows[priority]
-        tenant = tenants.first()
-        ticket = tenants.flows[tenant].tickets[0]
-        cost_s = max(ticket.work_s, _MIN_COST_S)
-        tenants.charge(tenant, cost_s)
-        self._classes.charge(priority, cost_s)
+        """Serves the first; its class and its tenant are charged its work."""
+        ticket = self.first()
+        cost_s = max(ticket.work_s, _MIN_COST_S * ticket.num_samples)
+        self._classes.flows[ticket.priority].charge(ticket.tenant, cost_s)
+        self._classes.charge(ticket.priority, cost_s)
         self.remove(ticket)
         return ticket
 

@@ -92,8 +92,7 @@ class Fleet:
 
     def is_serving(self) -> bool:
         """Whether any model has a decode worker that takes requests."""
-        models = {pool.worker.model for pool in self.pools}
-        return any(self.connected(Role.DECODE, model) for model in models)
+        return any(self.connected(Role.DECODE, model) for model in self.pools.models())
 
     async def wait_for_change(self, timeout_s: float) -> bool:
         """Waits until a worker came, went or (dis)connected; False where nothing did in time."""
@@ -155,7 +154,7 @@ class Fleet:
 
     async def _announce(self) -> None:
         self._measured_s = time.monotonic()
-        for model in {pool.worker.model for pool in self.pools}:
+        for model in self.pools.models():
             self._on_capacity(model, capacity_of(self.pools, model))
         async with self._changed:
             self._changed.notify_all()

@@ -92,6 +92,7 @@ class Gate:
 
     def __init__(self, settings: AdmissionSettings | None = None) -> None:
         settings = settings or AdmissionSettings()
+        self.class_of = settings.class_of
         self.quotas = Quotas(settings.quota_of(), settings.quota_burst_s)
         self.doors: defaultdict[str, Door] = defaultdict(lambda: Door(Admission(settings)))
 

@@ -6,7 +6,7 @@ Loads change one at a time and are asked for at every request, so the order is m
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -25,6 +25,10 @@ class LoadOrder(Generic[Item]):
     def __iter__(self) -> Iterator[Item]:
         """Least loaded first."""
         return (self._item_of[number] for _, number in self._places)
+
+    def items(self) -> Collection[Item]:
+        """In the order in which they came."""
+        return self._item_of.values()
 
     def first(self, num_items: int) -> list[Item]:
         return [self._item_of[number] for _, number in self._places[:num_items]]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from baton.errors import Unavailable, UnknownModel
-from baton.types import Fingerprint, Role
+from baton.types import Fingerprint, Role, WorkerInfo
 from router.frontend import ModelCard
 from router.pools import Pools
 from router.text.model_text import ModelText
@@ -44,6 +44,8 @@ class Models:
     texts: Mapping[str, ModelText]
     pools: Pools
     created_unix_s: int = field(default_factory=lambda: int(time.time()))
+    _served: dict[str, ServedModel | None] = field(default_factory=dict)  # as of `_version`
+    _version: int = -1
 
     @classmethod
     def load(cls, folders: Mapping[str, Path], pools: Pools) -> Models:
@@ -51,38 +53,46 @@ class Models:
 
     def names(self) -> list[str]:
         """The configured models, then those that workers brought."""
-        served = (p.worker.model for p in self.pools if p.worker.role is Role.DECODE)
-        return list(dict.fromkeys((*self.texts, *served)))
+        return list(self._known())
 
     def cards(self) -> list[ModelCard]:
-        cards = []
-        for name in self.names():
-            if model := self._served(name):
-                limits = model.limits
-                cards.append(
-                    ModelCard(name, limits.max_model_len, limits.vocab_size, self.created_unix_s)
-                )
-        return cards
+        return [
+            ModelCard(
+                name, model.limits.max_model_len, model.limits.vocab_size, self.created_unix_s
+            )
+            for name, model in self._known().items()
+            if model
+        ]
 
     def get(self, name: str) -> ServedModel:
         """The model called `name`; the only one where `name` is empty. Raises UnknownModel."""
-        names = self.names()
+        known = self._known()
         if not name:
-            if len(names) != 1:
-                raise UnknownModel(f"must be one of {sorted(names)}", field="model")
-            name = names[0]
-        if name not in names:
-            raise UnknownModel(f"{name!r} is not served; there are {sorted(names)}", field="model")
-        served = self._served(name)
+            if len(known) != 1:
+                raise UnknownModel(f"must be one of {sorted(known)}", field="model")
+            (name,) = known
+        if name not in known:
+            raise UnknownModel(f"{name!r} is not served; there are {sorted(known)}", field="model")
+        served = known[name]
         if served is None:
             raise Unavailable(f"no worker of model {name!r} is up", retry_after_s=1.0)
         return served
 
-    def _served(self, name: str) -> ServedModel | None:
+    def _known(self) -> Mapping[str, ServedModel | None]:
+        """All models by name. Every request asks, so it is found out only when workers change."""
+        if self._version != self.pools.version:
+            brought = (name for name in self.pools.models() if self._decode_workers(name))
+            names = dict.fromkeys((*self.texts, *brought))
+            self._served = {name: self._find(name) for name in names}
+            self._version = self.pools.version
+        return self._served
+
+    def _decode_workers(self, name: str) -> list[WorkerInfo]:
+        return [pool.worker for pool in self.pools.of(Role.DECODE, name)]
+
+    def _find(self, name: str) -> ServedModel | None:
         """None while no worker of the model is alive (a draining one still says what it is)."""
-        workers = [
-            p.worker for p in self.pools if p.worker.role is Role.DECODE and p.worker.model == name
-        ]
+        workers = self._decode_workers(name)
         if not workers:
             return None
         max_model_len = min(worker.max_model_len for worker in workers)

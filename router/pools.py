@@ -5,7 +5,7 @@ Pure: reports and the router's own decisions go in, candidates come out.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from baton.prefill_cost import PrefillCost
@@ -148,18 +148,22 @@ class Pools:
     _by_id: dict[PoolId, Pool] = field(default_factory=dict)
     _peers: dict[tuple[Role, str], LoadOrder[Pool]] = field(default_factory=dict)
     _replica: tuple[int, int] = (0, 1)
+    _is_shared_out: bool = True
+    version: int = 0  # grows whenever a worker comes, goes or describes itself anew
 
     def put(self, worker: WorkerInfo, *, draining: bool = False) -> None:
         """Adds a worker's pools, or replaces those of an earlier incarnation."""
         for dp_rank in range(worker.num_dp_ranks):
             pool_id = PoolId(worker.worker_id, dp_rank)
             known = self._by_id.get(pool_id)
+            if known is None or known.worker != worker:
+                self.version += 1
             if known is None or known.worker.incarnation != worker.incarnation:
                 if known is not None:
                     known.leave()
                 pool = self._by_id[pool_id] = Pool(pool_id, worker, draining=draining)
                 pool.join(self.by_load(worker.role, worker.model))
-                self._share_out()
+                self._is_shared_out = False
             else:
                 known.worker, known.draining = worker, draining
 
@@ -171,6 +175,7 @@ class Pools:
     def remove(self, worker_id: str) -> None:
         for pool_id in [pool_id for pool_id in self._by_id if pool_id.worker_id == worker_id]:
             self._by_id.pop(pool_id).leave()
+            self.version += 1
 
     def in_flight(self) -> dict[PoolId, InFlight]:
         """What this router has in flight, of pools that have something."""
@@ -195,12 +200,14 @@ class Pools:
 
     def note_replicas(self, number: int, num_replicas: int) -> None:
         """This router is the `number`-th of so many. What the others have just sent it does not know
-        yet; so each turns to pools of its own first, as long as all else is about equal."""
-        if self._replica != (number, num_replicas):
+        yet; so each turns to pools of its own first, as long as all else is about equal. Those that came
+        since this was said last are nobody's until it is said again."""
+        if self._replica != (number, num_replicas) or not self._is_shared_out:
             self._replica = number, num_replicas
             self._share_out()
 
     def _share_out(self) -> None:
+        self._is_shared_out = True
         number, num_replicas = self._replica
         for role in Role:
             peers = sorted(pool.id for pool in self if pool.worker.role is role)
@@ -217,10 +224,14 @@ class Pools:
         """All pools of `model` in `role`, least loaded first; some may be draining."""
         return self._peers.setdefault((role, model), LoadOrder())
 
+    def of(self, role: Role, model: str) -> Collection[Pool]:
+        """All pools of `model` in `role`, also those that drain."""
+        return self.by_load(role, model).items()
+
     def serving(self, role: Role, model: str) -> list[Pool]:
         """The pools that take new requests of `model` in `role`."""
-        return [
-            pool
-            for pool in self
-            if pool.worker.role is role and pool.worker.model == model and not pool.draining
-        ]
+        return [pool for pool in self.of(role, model) if not pool.draining]
+
+    def models(self) -> list[str]:
+        """Of the workers that are there, in the order in which they were first heard of."""
+        return list(dict.fromkeys(model for (_, model), pools in self._peers.items() if pools))

@@ -1,6 +1,8 @@
 """How many tokens a tenant may use per second: a bucket each, that fills at its rate. Pure.
 
-Prompt tokens are taken when a request is admitted, output tokens when it has ended, so a bucket may owe.
+Prompt tokens are taken when a request is admitted, and with them the output that a continuation brings: both
+are computed again, and nobody can tell whether another router has counted them. What is produced is taken
+when a request has ended, so a bucket may owe.
 While it owes, the tenant's requests are refused. Every router keeps its own buckets, fills them at the whole
 rate, and takes from them also what the other routers say they spent: the quota is the cluster's, and no
 request waits for a store.

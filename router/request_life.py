@@ -22,6 +22,16 @@ from router.request import GenerateInput
 from router.sample_text import SampleText
 
 
+@dataclass(frozen=True, slots=True)
+class RequestAccount:
+    """What operators see of a request; holds none of its tokens."""
+
+    request_id: str
+    state: str
+    usage: Usage
+    timeline: Timeline
+
+
 @dataclass(slots=True, eq=False)
 class RequestLife:
     """`instants` are on this router's monotonic clock; `deadline_s` too."""
@@ -176,6 +186,9 @@ class RequestLife:
                 self.choice.decode.note_transfer(
                     end.hand_off.transfer_bytes, end.hand_off.transfer_s
                 )
+
+    def account(self) -> RequestAccount:
+        return RequestAccount(self.request_id, self.state, self.usage(), self.timeline())
 
     def finished(self) -> Finished:
         return Finished(self.usage(), self.timeline())

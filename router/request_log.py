@@ -1,13 +1,17 @@
-"""The requests in flight and the last that ended, for operators. Bounded; nothing depends on it."""
+"""The requests in flight and the last that ended, for operators. Bounded; nothing depends on it.
+
+Of one that ended only its account is kept: neither prompt nor output, which may be megabytes each.
+"""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 
 from baton.errors import BatonError
-from router.request_life import RequestLife
+from router.request_life import RequestAccount, RequestLife
 
 
 class RequestLog:
@@ -16,7 +20,7 @@ class RequestLog:
     def __init__(self, num_kept: int, watchers: Sequence[Callable[[RequestLife], None]]) -> None:
         self._watchers = watchers
         self._running: dict[int, RequestLife] = {}
-        self._ended: deque[RequestLife] = deque(maxlen=num_kept)
+        self._ended: deque[RequestAccount] = deque(maxlen=num_kept)
 
     @property
     def num_running(self) -> int:
@@ -36,10 +40,11 @@ class RequestLog:
         finally:
             life.state = state
             del self._running[id(life)]
-            self._ended.append(life)
+            self._ended.append(life.account())
             for watcher in self._watchers:
                 watcher(life)
 
-    def newest(self, limit: int) -> list[RequestLife]:
+    def newest(self, limit: int) -> list[RequestAccount]:
         """Those in flight, then those that ended; newest first."""
-        return [*reversed(self._running.values()), *reversed(self._ended)][:limit]
+        running = [life.account() for life in islice(reversed(self._running.values()), limit)]
+        return [*running, *islice(reversed(self._ended), limit - len(running))]

@@ -26,7 +26,7 @@ from router.fleet import Fleet
 from router.gate import Gate
 from router.models import Models
 from router.request import Chat, GenerateInput
-from router.request_life import RequestLife
+from router.request_life import RequestAccount
 from router.request_log import RequestLog
 from router.session import Counted, Session
 from router.wire import generate_input, prompt, response
@@ -141,8 +141,8 @@ class AdminService(admin_pb2_grpc.AdminServicer):
     async def ListRequests(
         self, request: admin_pb2.ListRequestsRequest, context: Context
     ) -> admin_pb2.ListRequestsResponse:
-        lives = self._requests.newest(request.limit or 100)
-        return admin_pb2.ListRequestsResponse(requests=map(_request_status, lives))
+        accounts = self._requests.newest(request.limit or 100)
+        return admin_pb2.ListRequestsResponse(requests=map(_request_status, accounts))
 
     async def ExplainRoute(
         self, request: admin_pb2.ExplainRouteRequest, context: Context
@@ -166,10 +166,10 @@ def _worker_status(member: Member, connected: bool) -> admin_pb2.WorkerStatus:
     )
 
 
-def _request_status(life: RequestLife) -> admin_pb2.RequestStatus:
+def _request_status(account: RequestAccount) -> admin_pb2.RequestStatus:
     return admin_pb2.RequestStatus(
-        request_id=life.request_id,
-        state=life.state,
-        usage=convert.usage_to_proto(life.usage()),
-        timeline=convert.timeline_to_proto(life.timeline()),
+        request_id=account.request_id,
+        state=account.state,
+        usage=convert.usage_to_proto(account.usage),
+        timeline=convert.timeline_to_proto(account.timeline),
     )

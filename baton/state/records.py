@@ -5,10 +5,10 @@ A reader passes over fields that it does not know, so that replicas of two versi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, is_dataclass
 from enum import Enum
-from functools import cache
+from functools import cache, lru_cache
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -37,7 +37,7 @@ def unpack_worker(data: bytes) -> tuple[Report, int]:
     record = _unpacked(data)
     try:
         report = Report(
-            _made(WorkerInfo, record["info"]),
+            _info(_packed(record["info"])),
             tuple(_made(PoolLoad, load) for load in record["loads"]),
             bool(record["draining"]),
         )
@@ -74,28 +74,47 @@ def unpack_router(data: bytes) -> RouterReport:
         raise ValueError(f"no router's record: {error}") from error
 
 
+@lru_cache(maxsize=16_384)
+def _info(packed: bytes) -> WorkerInfo:
+    """What a worker says of itself, which is the same in every report."""
+    info: WorkerInfo = _made(WorkerInfo, msgpack.unpackb(packed))
+    return info
+
+
 def _made(kind: Any, value: Any) -> Any:
-    """A value of a field's type from what `asdict` and msgpack made of it."""
-    if value is None:
-        return None
-    origin, arguments = get_origin(kind), get_args(kind)
-    if origin in (Union, UnionType):  # with None, which has been dealt with
-        return _made(next(each for each in arguments if each is not NoneType), value)
-    if origin is tuple:
-        return tuple(_made(arguments[0], each) for each in value)
-    if kind is PoolId:  # a named tuple, hence a list
-        return PoolId(*value[: len(PoolId._fields)])
-    if fields := _fields(kind):
-        return kind(**{
-            name: _made(hint, value[name]) for name, hint in fields.items() if name in value
-        })  # fmt: skip
-    return kind(value) if issubclass(kind, Enum) else value
+    """A value of type `kind` from what `asdict` and msgpack made of it."""
+    maker = _maker(kind)
+    return value if maker is None or value is None else maker(value)
 
 
 @cache
-def _fields(kind: Any) -> dict[str, Any]:
-    """Of a dataclass, its fields' types by name."""
-    return get_type_hints(kind) if is_dataclass(kind) else {}
+def _maker(kind: Any) -> Callable[[Any], Any] | None:
+    """How values of a type are made; None where they are what msgpack gives. Worked out once, since there
+    is a record per worker and second."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):  # with None, of which nothing is made
+        return _maker(next(each for each in arguments if each is not NoneType))
+    if origin is tuple:
+        return lambda values: tuple(_made(arguments[0], each) for each in values)
+    if kind is PoolId:  # a named tuple, hence a list
+        return lambda values: PoolId(*values[: len(PoolId._fields)])
+    if is_dataclass(kind):
+        return _dataclass_maker(kind)
+    return kind if isinstance(kind, type) and issubclass(kind, Enum) else None
+
+
+def _dataclass_maker(kind: Any) -> Callable[[Any], Any]:
+    hints = get_type_hints(kind)
+    made = [name for name, hint in hints.items() if _maker(hint)]
+
+    def make(record: Any) -> Any:
+        values = {name: record[name] for name in hints if name in record}
+        for name in made:
+            if name in values:
+                values[name] = _made(hints[name], values[name])
+        return kind(**values)
+
+    return make
 
 
 def _packed(record: Mapping[str, Any]) -> bytes:

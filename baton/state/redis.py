@@ -15,6 +15,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from typing import NamedTuple
 
 from baton.config import Times
 from baton.errors import BatonError
@@ -24,6 +25,16 @@ from baton.state.embedded import EmbeddedState
 from baton.state.redis_store import RedisStore
 
 logger = logging.getLogger(__name__)
+
+_NUM_AT_ONCE = 16  # records are taken before others have their turn on the event loop
+
+
+class _Seen(NamedTuple):
+    """A worker's record as it was read last."""
+
+    value: bytes
+    beat: int
+    report: Report
 
 
 class RedisState:
@@ -40,7 +51,7 @@ class RedisState:
         self._clock = clock
         self._store = RedisStore(url)
         self._known = EmbeddedState(self._times, clock)
-        self._seen: dict[str, tuple[int, Report]] = {}  # worker id -> beat and report, as read last
+        self._seen: dict[str, _Seen] = {}  # by worker id
         self._others: tuple[RouterReport, ...] = ()
         self._others_read_s = 0.0
         self._is_lost = False
@@ -88,18 +99,25 @@ class RedisState:
     async def _take(self, read: dict[str, bytes]) -> None:
         """What has a new beat is a report; what drained and is listed no more has left. Who is merely
         not listed may find Redis restarted: its lease decides."""
-        for worker_id, value in read.items():
+        fresh = {
+            worker_id: value
+            for worker_id, value in read.items()
+            if worker_id not in self._seen or self._seen[worker_id].value != value
+        }
+        for number, (worker_id, value) in enumerate(fresh.items(), start=1):
             try:
                 report, beat = records.unpack_worker(value)
             except ValueError as error:
                 logger.warning("baton:worker:%s in Redis is passed over: %s", worker_id, error)
                 continue
             known = self._seen.get(worker_id)
-            if known is None or known[0] != beat:
-                self._seen[worker_id] = beat, report
+            self._seen[worker_id] = _Seen(value, beat, report)
+            if known is None or known.beat != beat:
                 await self._renew(report)
+            if number % _NUM_AT_ONCE == 0:
+                await asyncio.sleep(0)
         for worker_id in self._seen.keys() - read.keys():
-            _, report = self._seen.pop(worker_id)
+            report = self._seen.pop(worker_id).report
             if report.draining:
                 await self._known.leave(worker_id, report.info.incarnation, "drained")
 

@@ -22,6 +22,7 @@ from baton.errors import ConfigError, InvalidArgument, Unavailable
 Kind = Literal["worker", "router"]
 
 _TIMEOUT_S = 1.0
+_NUM_AT_ONCE = 100  # members are read at a time: reading an answer holds up the event loop
 _LIST_MS = 3_600_000  # a list that nobody writes to any more is forgotten after an hour
 
 # Writes a member unless a younger incarnation of it is there, whose number is then the answer.
@@ -82,13 +83,15 @@ class RedisStore:
         """Every member whose lease has not run out, by id."""
         listed: list[bytes] = await _answer(self._redis.zrange(f"baton:{kind}s", 0, -1))
         ids = [member_id.decode() for member_id in listed]
-        if not ids:
-            return {}
-        values: list[bytes | None] = await _answer(
-            self._redis.mget([f"baton:{kind}:{each}" for each in ids])
-        )
-        pairs = zip(ids, values, strict=True)
-        return {member_id: value for member_id, value in pairs if value is not None}
+        found: dict[str, bytes] = {}
+        for first in range(0, len(ids), _NUM_AT_ONCE):
+            some = ids[first : first + _NUM_AT_ONCE]
+            values: list[bytes | None] = await _answer(
+                self._redis.mget([f"baton:{kind}:{each}" for each in some])
+            )
+            pairs = zip(some, values, strict=True)
+            found |= {member_id: value for member_id, value in pairs if value is not None}
+        return found
 
     async def close(self) -> None:
         await self._redis.aclose()

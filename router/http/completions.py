@@ -14,6 +14,7 @@ from router.http.unserved import refuse_unserved
 from router.request import Prompt
 
 MAX_PROMPTS = 128
+MAX_CHOICES = 1024  # of one call: prompts times samples of each
 
 
 def read_completion(body: dict[str, Any], caller: Caller) -> Call:
@@ -26,6 +27,10 @@ def read_completion(body: dict[str, Any], caller: Caller) -> Call:
     if best_of is not None and best_of != (1 if sampling.n is None else sampling.n):
         raise InvalidArgument("must be equal to n: others are not supported", field="best_of")
     call = read_call(fields, caller, prompts, sampling)
+    if call.n * len(prompts) > MAX_CHOICES:
+        raise InvalidArgument(
+            f"times the number of prompts, {len(prompts)}, may be at most {MAX_CHOICES}", field="n"
+        )
     refuse_unserved(fields)
     return call
 

@@ -207,6 +207,49 @@ def test_numbers_bound_where_no_rate_is_known() -> None:
     assert len(worker.refused) == 2
 
 
+def test_a_request_of_many_samples_counts_as_so_many() -> None:
+    admission = Admission(AdmissionSettings(max_in_flight_per_pool=8, max_waiting=10))
+    one, many, last = (admission.enter(Ask(num_samples=n), 0.0) for n in (1, 8, 1))
+    assert admission.settle(0.0) == ([one], [])  # 9 are too many, and nobody passes those who wait
+    crowd = admission.enter(Ask(num_samples=4), 0.0)
+    (refused,) = admission.settle(0.0)[1]
+    assert refused[0] is crowd
+    admission.finish(one, 1.0)
+    assert admission.settle(1.0) == ([many], [])
+    admission.finish(many, 1.0)
+    assert admission.settle(1.0) == ([last], [])
+
+
+def test_a_request_of_more_samples_than_there_are_places_is_served_alone() -> None:
+    admission = Admission(AdmissionSettings(max_in_flight_per_pool=4, max_waiting=4))
+    many, last = admission.enter(Ask(num_samples=128), 0.0), admission.enter(Ask(), 0.0)
+    assert admission.settle(0.0)[0] == [many]
+    admission.finish(many, 1.0)
+    assert admission.settle(1.0)[0] == [last]
+
+
+def test_samples_are_charged_to_whoever_asks_for_them() -> None:
+    worker = Worker(replace(ONE_AT_A_TIME, max_in_flight_per_pool=128))
+    for _ in range(20):
+        for tenant, num_samples in (("one", 1), ("many", 64)):
+            worker.admission.enter(Ask(tenant=tenant, num_samples=num_samples), 0.0)
+    worker._settle()
+    while len(worker.served) < 22:
+        worker.compute_one()
+    assert Counter(each.tenant for each in worker.served)["one"] == 20
+
+
+@pytest.mark.parametrize("asked_for", [4, 2**31 - 1])
+def test_no_caller_gets_a_class_above_the_highest(asked_for: int) -> None:
+    worker = Worker(replace(ONE_AT_A_TIME, max_priority=1))
+    for _ in range(100):
+        worker.ask(priority=asked_for, tenant="greedy")
+        worker.ask(priority=0, tenant="modest")
+    while len(worker.served) < 100:
+        worker.compute_one()
+    assert Counter(each.tenant for each in worker.served)["modest"] == pytest.approx(20, abs=2)
+
+
 def test_a_place_given_back_is_taken_again() -> None:
     admission = Admission(AdmissionSettings(max_outstanding_s=1.0))
     first = admission.enter(Ask(work_s=5.0), 0.0)
@@ -257,6 +300,7 @@ def test_everyone_is_served_or_told(asked: list[tuple[int, str, float, float]], 
     [
         ({"max_queued_s": 0.0}, "max_queued_s"),
         ({"max_waiting": -1}, "max_waiting"),
+        ({"max_priority": -1}, "max_priority"),
         ({"class_ratio": 0.5}, "class_ratio"),
         ({"shares": ("acme",)}, "shares"),
         ({"shares": ("acme=0",)}, "shares"),

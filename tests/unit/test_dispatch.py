@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from baton.errors import InvalidArgument
 from router.config import RouterConfig
 from router.dispatch import Dispatcher
+from router.gate import Gate
 from router.models import Models
 from router.pools import Pools
 from router.request import Chat, GenerateInput, Message, Prompt
@@ -36,7 +37,7 @@ def dispatcher(tmp_path: Path) -> Dispatcher:
     pools.put(make_worker("w"))
     texts = {"m": ModelText.load(tmp_path)}
     nobody: Any = None
-    return Dispatcher(RouterConfig(), Models(texts, pools), nobody, nobody, nobody, nobody)
+    return Dispatcher(RouterConfig(), Models(texts, pools), nobody, nobody, Gate(), nobody)
 
 
 @pytest.mark.parametrize(

@@ -120,6 +120,7 @@ async def test_a_wrong_chat_body_is_refused_by_field(
         ({"suffix": "x"}, "suffix"),
         ({"best_of": 2}, "best_of"),
         ({"n": 2**62, "best_of": 2**62}, "n"),  # as a length it would take all memory
+        ({"prompt": ["a"] * 128, "n": 9}, "n"),
         ({"logprobs": True}, "logprobs"),
     ],
 )

@@ -1,0 +1,51 @@
+"""What the router keeps of requests that ended."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import pytest
+
+from baton.errors import Unavailable
+from router.request_life import RequestLife
+from router.request_log import RequestLog
+from tests.unit.lives import make_life
+
+
+class Prompt(list[int]):
+    """One that says whether anybody still holds it."""
+
+
+def log_one(log: RequestLog) -> weakref.ref[Prompt]:
+    life = make_life()
+    prompt = life.prompt_token_ids = Prompt(range(100))
+    with log.recording(life):
+        assert log.newest(1)[0].state == "waiting"
+    return weakref.ref(prompt)
+
+
+def test_a_request_that_ended_leaves_its_account_and_none_of_its_tokens() -> None:
+    told: list[str] = []
+
+    def tell(life: RequestLife) -> None:
+        told.append(life.request_id)
+
+    log = RequestLog(2, [tell])
+    prompt = log_one(log)
+    gc.collect()
+    assert prompt() is None
+    (account,) = log.newest(10)
+    assert account.request_id == told[0] == "r-1"
+    assert account.usage.num_prompt_tokens == 100
+    assert account.timeline.events == {"received": 0.0}
+
+
+def test_it_keeps_so_many_newest_first_and_how_they_ended() -> None:
+    log = RequestLog(2, [])
+    log_one(log)
+    with pytest.raises(Unavailable), log.recording(make_life()):
+        raise Unavailable("gone")
+    log_one(log)
+    assert [account.state for account in log.newest(10)] == ["", "unavailable"]
+    assert len(log.newest(1)) == 1
