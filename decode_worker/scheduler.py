@@ -19,6 +19,7 @@ from baton.errors import IntegrityError
 from baton.types import FinishReason, PositionLogprobs
 from engine import sample_blocks
 from engine.batch import Drawn, NewSample, Slice, StepOutput, StepPlan
+from engine.block_copies import BlockCopies
 from engine.block_manager import BlockManager
 from engine.sample import Sample, sampling_state
 from engine.step_time import StepTimeModel
@@ -68,7 +69,7 @@ class Scheduler:
         self._siblings: dict[int, list[Sample]] = {}  # lead's handle -> samples that part from it
         self._added: list[NewSample] = []
         self._removed: list[int] = []
-        self._copies: list[tuple[int, int]] = []  # sources are held until the copy is planned
+        self._copies = BlockCopies(blocks)
         self._planned: list[Sample] = []
 
     # What the scheduler holds
@@ -92,8 +93,8 @@ class Scheduler:
 
     def check_integrity(self) -> None:
         tables = [sample.block_table for sample in self.samples]
-        sources = [source for source, _ in self._copies]
-        self.blocks.check_integrity([*tables, *self._lent.values(), sources])
+        self.blocks.check_integrity([*tables, *self._lent.values(), self._copies.sources])
+        self._copies.check_integrity(self.samples)
 
     # Samples come and go
 
@@ -146,7 +147,7 @@ class Scheduler:
             unsafe = sample.block_table[sample.num_published :]
             del sample.block_table[sample.num_published :]
             self.blocks.quarantine(unsafe)
-        sample_blocks.give_back(sample, self.blocks)
+        self._give_back(sample)
         return unsafe
 
     def lend(self, loan: int, sample: Sample) -> Sequence[int]:
@@ -167,7 +168,7 @@ class Scheduler:
         for queue in (self._waiting, self._running):
             if sample in queue:
                 queue.remove(sample)
-        sample_blocks.give_back(sample, self.blocks)
+        self._give_back(sample)
         if any(new.handle == sample.handle for new in self._added):
             self._added = [new for new in self._added if new.handle != sample.handle]
         else:
@@ -195,13 +196,13 @@ class Scheduler:
         slices += self._prefill_slices(budget)
         if not slices:
             return None
-        plan = StepPlan(slices, self._added, self._removed, self._copies)
-        self._added, self._removed, self._copies = [], [], []
+        plan = StepPlan(slices, self._added, self._removed, self._copies.take())
+        self._added, self._removed = [], []
         return plan
 
     def update(self, plan: StepPlan, output: StepOutput) -> StepResult:
         """Takes the step's results into the samples; finished ones are still to be removed."""
-        self.blocks.release([source for source, _ in plan.copies])
+        self._copies.done()
         num_decodes = sum(len(piece.token_ids) == 1 for piece in plan.slices)
         self.step_time.observe(plan.num_tokens - num_decodes, num_decodes, output.elapsed_s)
         prompt_logprobs = []
@@ -243,7 +244,7 @@ class Scheduler:
 
     def _preempt(self, sample: Sample) -> None:
         self._running.remove(sample)
-        sample_blocks.give_back(sample, self.blocks)
+        self._give_back(sample)
         sample.num_preemptions += 1
         self._enqueue(sample)
 
@@ -280,6 +281,10 @@ class Scheduler:
 
     # Bookkeeping
 
+    def _give_back(self, sample: Sample) -> None:
+        self._copies.drop(sample)
+        sample_blocks.give_back(sample, self.blocks)
+
     def _slice(self, sample: Sample, num_tokens: int) -> Slice:
         start = sample.num_computed
         end = start + num_tokens
@@ -313,11 +318,9 @@ class Scheduler:
             return
         shared = lead.block_table[:num_full]
         self.blocks.share(shared)
-        if copy:
-            source = lead.block_table[num_full]
-            self.blocks.share([source])
-            self._copies.append((source, copy[0]))
         sibling.block_table = shared + copy
+        if copy:
+            self._copies.queue(lead.block_table[num_full], sibling)
         sibling.num_computed = lead.num_computed
         sibling.num_published = num_full
         sibling.num_cached_tokens = lead.num_cached_tokens

@@ -21,12 +21,14 @@ from decode_worker.messages import (
     FirstTokens,
     HandOffDone,
     HandOffFailed,
+    Key,
     Reroute,
 )
 from tests.fake_runner import expected_output, next_token
 from tests.unit.test_decode_requests import VOCAB, World
 
 P = PrefillChoice(PoolId("p"), 1, "127.0.0.1:1")
+Asked = dict[Key, tuple[list[int], int, int]]  # prompt, n, max_tokens
 REPORT = HandOffReport("p", 1, 0.1, 0.0, 0)
 
 
@@ -239,8 +241,8 @@ def test_random_lives_with_a_bad_prefill_worker(seed: int) -> None:
     rng = random.Random(seed)
     world = RemoteWorld(num_blocks=rng.choice([16, 24, 40]), max_running=rng.choice([3, 8]))
     stems = [[rng.randrange(VOCAB) for _ in range(20)] for _ in range(3)]
-    asked: dict[tuple[int, int], tuple[list[int], int, int]] = {}
-    cancelled: set[tuple[int, int]] = set()
+    asked: Asked = {}
+    cancelled: set[Key] = set()
     for number in range(60):
         key = (1, number)
         prompt = [*rng.choice(stems)[: rng.randrange(1, 20)], rng.randrange(VOCAB)]
@@ -256,19 +258,46 @@ def test_random_lives_with_a_bad_prefill_worker(seed: int) -> None:
                 cancelled.add(victim)
             world.role.handle(Cancel(victim), world.now_s)
             world.collect()
-    for _ in range(10_000):
-        if len(world.finished) == len(asked):
-            break
-        act(world, rng)
-        world.step()
-    world.fence_all()
-    for key, (prompt, n, max_tokens) in asked.items():
-        for index in range(n):
-            whole = expected_output(prompt, index, max_tokens, VOCAB)
-            got = world.tokens[key, index]
-            assert got == (whole[: len(got)] if key in cancelled else whole)
+    finish(world, rng, asked, cancelled)
+
+
+def test_a_copy_is_never_made_into_blocks_that_its_sample_has_given_back() -> None:
+    """Samples that end with the token that parts them leave no copy behind for whoever comes next."""
+    world = RemoteWorld(num_blocks=8)
+    world.start((1, 1), list(range(6)), max_tokens=1, n=3)
+    world.run()
     world.assert_nothing_held()
-    assert world.blocks.counts().quarantined == 0
+    prompt = list(range(50, 78))
+    world.start((1, 2), prompt, max_tokens=4, prefill=P)
+    (ask,) = world.asked.values()
+    world.complete(ask.transfer)
+    world.run()
+    assert world.tokens[(1, 2), 0] == expected_output(prompt, 0, 4, VOCAB)
+    world.assert_nothing_held()
+
+
+@pytest.mark.parametrize("seed", range(15))
+def test_random_copies_between_reservations_preemptions_and_cancels(seed: int) -> None:
+    """Prompts whose samples part and end at once, on pools where every block soon belongs to another."""
+    rng = random.Random(seed)
+    world = RemoteWorld(num_blocks=rng.choice([9, 12, 16]), max_running=rng.choice([4, 8]))
+    asked: Asked = {}
+    cancelled: set[Key] = set()
+    for number in range(80):
+        key = (1, number)
+        prompt = [rng.randrange(VOCAB) for _ in range(rng.randrange(1, 24))]
+        n, max_tokens = rng.choice([1, 2, 4]), rng.choice([1, 1, 2, 10])
+        asked[key] = (prompt, n, max_tokens)
+        world.start(key, prompt, max_tokens, n=n, prefill=rng.choice([P, None]))
+        for _ in range(rng.randrange(4)):
+            act(world, rng)
+            world.step()
+        if rng.random() < 0.3:
+            victim = rng.choice([key for key in asked if key not in world.finished] or [key])
+            cancelled.add(victim)
+            world.role.handle(Cancel(victim, rng.choice([None, 0, 1])), world.now_s)
+            world.collect()
+    finish(world, rng, asked, cancelled)
 
 
 def act(world: RemoteWorld, rng: random.Random) -> None:
@@ -287,3 +316,20 @@ def act(world: RemoteWorld, rng: random.Random) -> None:
         key = (1, world.lost.pop())
         world.role.handle(Reroute(key, rng.choice([P, None])), world.now_s)
     world.collect()
+
+
+def finish(world: RemoteWorld, rng: random.Random, asked: Asked, cancelled: set[Key]) -> None:
+    """All end, with the tokens of the model, and nothing is left of them."""
+    for _ in range(10_000):
+        if len(world.finished) == len(asked):
+            break
+        act(world, rng)
+        world.step()
+    world.fence_all()
+    for key, (prompt, n, max_tokens) in asked.items():
+        for index in range(n):
+            whole = expected_output(prompt, index, max_tokens, VOCAB)
+            got = world.tokens[key, index]
+            assert got == (whole[: len(got)] if key in cancelled else whole)
+    world.assert_nothing_held()
+    assert world.blocks.counts().quarantined == 0
