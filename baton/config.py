@@ -30,7 +30,8 @@ class Times:
     worker_lease_s: float = 5.0  # a worker not heard of for this long has left
     report_interval_s: float = 1.0  # between a worker's reports, which renew its lease
     block_hold_s: float = 10.0  # a prefill worker keeps sources for a retry; extended per peer
-    progress_timeout_s: float = 1.0  # no byte on an active transfer
+    answer_timeout_s: float = 5.0  # a prefill worker that was asked has said nothing at all
+    progress_timeout_s: float = 1.0  # neither a byte nor a word on an active transfer
     fence_timeout_s: float = 2.0  # a peer that did not answer `Fenced` by then is killed
     watchdog_s: float = 5.0  # work waits and no step completes: see `watchdog_after`
     slow_client_s: float = 30.0  # a client that leaves its tokens unread for this long is cancelled

@@ -8,6 +8,8 @@ the name of what happened, and its arguments. Block ids are in hex; what workers
     store POOL [ids] · forget POOL [ids] · drop POOL
     route MODEL TOKENS [ids] BLOCK_SIZE KV_BYTES_PER_TOKEN {pool: bytes/s} [pools that take nothing]
           DECODE PREFILL                     the pair; null for none
+    apart DECODE PREFILL INCARNATION UNTIL     the two are not paired; null: never again
+    reroute NUMBER TOKENS {pool: bytes/s} [pools that take nothing] PREFILL
     commit NUMBER (of the last choice) · computed NUMBER · end NUMBER OUTPUT_TOKENS
 """
 

@@ -147,8 +147,8 @@ class _Prefill:
         blocks = BlockManager(self._runner.num_blocks, layout.block_size)
         scheduler = PrefillScheduler(blocks, PrefillConfig().limits())
         warm_up(self._runner, scheduler.step_time)
-        vocab_size = self._runner.model_config.vocab_size
-        self._role = PrefillRequests(scheduler, _GIVE_UP_S, vocab_size)
+        vocab_size, longest = self._runner.model_config.vocab_size, self._runner.max_model_len
+        self._role = PrefillRequests(scheduler, _GIVE_UP_S, vocab_size, longest)
 
     def alone(self) -> Took:
         ask = self._ask()

@@ -24,7 +24,7 @@ import grpc
 
 from baton import convert
 from baton.config import Times
-from baton.errors import BatonError, Internal, PeerLost
+from baton.errors import BatonError, IncompatiblePeer, Internal, PeerLost
 from baton.rpc.channel import channel
 from baton.rpc.outgoing import Outgoing
 from baton.rpc.status import from_rpc_error
@@ -115,10 +115,7 @@ class PrefillLink:
         if transfer is None:
             return
         self._over(transfer)
-        if transfer.book.is_complete:  # only P's account was missing: it still holds its blocks
-            self._ask_fence(transfer)
-        else:
-            self._do(transfer, transfer.book.handle(incoming.Abandon(), time.monotonic()))
+        self._do(transfer, transfer.book.handle(incoming.Abandon(), time.monotonic()))
 
     async def close(self) -> None:
         self._task.cancel()
@@ -134,9 +131,10 @@ class PrefillLink:
                 error = await self._serve()
                 log.info("prefill worker %s: %s", self._prefill.pool, error)
                 self._receiver, self._lost = None, True
-                lost = PeerLost(f"prefill worker {self._prefill.pool} was lost: {error}")
+                if not isinstance(error, IncompatiblePeer):  # which no other try would change
+                    error = PeerLost(f"prefill worker {self._prefill.pool} was lost: {error}")
                 for transfer in list(self._transfers.values()):
-                    self._fail(transfer, lost)
+                    self._fail(transfer, error)
                 await self._loans.close()
                 if not self._transfers:
                     return
@@ -156,7 +154,7 @@ class PrefillLink:
         outgoing.put(prefill_pb2.PrefillCommand(hello=hello))
         link = channel(self._prefill.address)
         try:
-            async with asyncio.timeout(self._side.times.worker_lease_s) as limit:
+            async with asyncio.timeout(self._side.times.answer_timeout_s) as limit:
                 async for event in prefill_pb2_grpc.PrefillStub(link).Prefill(outgoing):
                     match event.WhichOneof("event"):
                         case "welcome":
@@ -208,7 +206,7 @@ class PrefillLink:
                 self._side.post(prefill_words.first_tokens(event.first_tokens))
             case "done":
                 transfer.done = event.done
-                self._complete(transfer)
+                self._do(transfer, transfer.book.handle(incoming.PromptComputed(), now_s))
             case "blocks_sent":
                 sent = event.blocks_sent
                 transfer.sent(sent, now_s)
@@ -247,6 +245,7 @@ class PrefillLink:
     def _start(self, transfer: Transfer, receiver: Receiver) -> None:
         transfer.receiver, transfer.transport = receiver, self._transport
         receiver.open(transfer.id, transfer.ask.destination_blocks)
+        self._do(transfer, transfer.book.handle(incoming.Asked(), time.monotonic()))
         if not transfer.ask.lent_blocks:
             self._outgoing.put(prefill_words.start(transfer.ask, "", time.monotonic()))
             return
@@ -310,8 +309,8 @@ class PrefillLink:
         self._do(transfer, transfer.book.handle(read, time.monotonic()))
 
     def _complete(self, transfer: Transfer) -> None:
-        """Where every block is right and P has given its account of the prefill, the role goes on."""
-        if transfer.over or not transfer.is_complete:
+        """Every block is right, and P has given its account of the prefill: the role goes on."""
+        if transfer.over:
             return
         self._over(transfer)
         now_s = time.monotonic()

@@ -158,7 +158,7 @@ class DecodeRequests:
                     self._fenced(transfer)
             case HandOffFailed(transfer):
                 if request := self._request_of_transfer.get(transfer):
-                    self._hand_off_failed(request, event)
+                    self._hand_off_failed(request, event, now_s)
                 elif event.fenced:
                     self._fenced(transfer)
             case Fenced(transfer):
@@ -342,8 +342,12 @@ class DecodeRequests:
         ):  # its first token ended it, and the others have parted from it
             self.scheduler.remove(remote)
 
-    def _hand_off_failed(self, request: _Request, event: HandOffFailed) -> None:
+    def _hand_off_failed(self, request: _Request, event: HandOffFailed, now_s: float) -> None:
+        """What is wrong with the request itself is wrong everywhere; all else goes on elsewhere."""
         self._give_up(request, event.num_verified, fenced=event.fenced)
+        if isinstance(event.error, InvalidArgument):
+            self._end(request, now_s, event.error)
+            return
         router, number = request.key
         self._outbox(router).prefill_lost.append((number, event.error))
 

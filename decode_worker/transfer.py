@@ -38,11 +38,6 @@ class Transfer:
     def id(self) -> TransferId:
         return TransferId(self.ask.request_id, self.ask.transfer)
 
-    @property
-    def is_complete(self) -> bool:
-        """Every block is here and right, and P has given its account."""
-        return self.done is not None and self.book.is_complete
-
     def destination(self, logical: int) -> int:
         return self.ask.destination_blocks[logical - self.ask.first_block]
 

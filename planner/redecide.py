@@ -6,14 +6,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import inf
 from typing import Any
 
 from baton import decision_records as records
 from baton.errors import ConfigError
 from baton.state.base import InFlight
 from baton.types import PoolId
-from router.chooser import Chooser, PromptBlocks
+from router.chooser import Chooser, PromptBlocks, Takes
 from router.commitment import Commitment
 from router.index import BlockIndex
 from router.policy import Choice, PolicySettings
@@ -57,7 +58,7 @@ class _Router:
         self._pools, self._index = Pools(), BlockIndex()
         self._chooser = Chooser(self._pools, self._index, settings)
         self._elsewhere: list[Mapping[PoolId, InFlight]] = []
-        self._commitments: dict[int, Commitment] = {}
+        self._commitments: dict[int, tuple[Commitment, PromptBlocks]] = {}
         self._last: tuple[Choice, PromptBlocks] | None = None
 
     def handle(self, at_s: float, name: str, arguments: list[Any]) -> Decision | None:
@@ -88,14 +89,31 @@ class _Router:
             case "commit", [number]:
                 assert self._last is not None
                 choice, prompt = self._last
-                self._commitments[number] = self._chooser.commit(choice, prompt, at_s)
+                commitment = self._chooser.commit(choice, prompt, at_s)
+                self._commitments[number] = commitment, prompt
+            case "apart", [decode, prefill, incarnation, until_s]:
+                instance = records.pool_from(prefill), int(incarnation)
+                until_s = inf if until_s is None else until_s
+                self._pools.keep_apart(records.pool_from(decode), instance, until_s)
+            case "reroute", [number, num_tokens, rates, idle, _]:
+                commitment, prompt = self._commitments[number]
+                prompt = replace(prompt, num_tokens=num_tokens)
+                self._chooser.reroute(commitment, prompt, self._takes(rates, idle), at_s)
             case "computed", [number]:
-                self._commitments[number].computed(at_s)
+                self._commitments[number][0].computed(at_s)
             case "end", [number, _]:
-                self._commitments.pop(number).end(at_s)
+                self._commitments.pop(number)[0].end(at_s)
             case _:
                 raise ValueError(f"unknown event {name!r}")
         return None
+
+    def _takes(self, rates: dict[str, float], idle: list[str]) -> Takes:
+        """What the pools were like at a choice: those of `idle` took nothing."""
+        for text, rate in rates.items():
+            if pool := self._pools.get(records.pool_from(text)):
+                pool.transfer_bytes_per_s = rate
+        not_taking = {records.pool_from(text) for text in idle}
+        return lambda pool: pool.id not in not_taking
 
     def _route(
         self,
@@ -110,14 +128,11 @@ class _Router:
         decode: str | None,
         prefill: str | None,
     ) -> Decision:
-        for text, rate in rates.items():
-            if pool := self._pools.get(records.pool_from(text)):
-                pool.transfer_bytes_per_s = rate
-        not_taking = {records.pool_from(text) for text in idle}
+        takes = self._takes(rates, idle)
         prompt = PromptBlocks(
             model, num_tokens, records.ids_from(ids), block_size, kv_bytes_per_token
         )
-        choice = self._chooser.choose(prompt, lambda pool: pool.id not in not_taking, at_s)
+        choice = self._chooser.choose(prompt, takes, at_s)
         self._last = (choice, prompt) if choice else None
         return Decision(
             at_s,

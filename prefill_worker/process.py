@@ -31,7 +31,9 @@ async def run(config: PrefillConfig, engine: LoadedEngine) -> None:
     blocks = BlockManager(runner.num_blocks, runner.layout.block_size)
     scheduler = PrefillScheduler(blocks, config.limits())
     vocab_size = runner.model_config.vocab_size
-    role = PrefillRequests(scheduler, config.host.times.block_hold_s, vocab_size)
+    role = PrefillRequests(
+        scheduler, config.host.times.block_hold_s, vocab_size, runner.max_model_len
+    )
     timeout_s = config.host.times.progress_timeout_s
     pool = engine.pool()
     senders = Faults.from_environment().senders(

@@ -20,7 +20,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
-from baton.errors import BatonError, DeadlineExceeded, Draining, InvalidArgument, Unavailable
+from baton.errors import (
+    BatonError,
+    DeadlineExceeded,
+    Draining,
+    Internal,
+    InvalidArgument,
+    Unavailable,
+)
 from baton.types import PositionLogprobs, Role
 from engine.batch import StepOutput, StepPlan
 from engine.sample import Sample
@@ -72,9 +79,12 @@ class _Request:
 class PrefillRequests:
     """All requests of one pool. `step_writes` says what each layer of the planned step completes."""
 
-    def __init__(self, scheduler: PrefillScheduler, block_hold_s: float, vocab_size: int) -> None:
+    def __init__(
+        self, scheduler: PrefillScheduler, block_hold_s: float, vocab_size: int, max_model_len: int
+    ) -> None:
         self.scheduler = scheduler
         self._vocab_size = vocab_size
+        self._max_model_len = max_model_len
         self.step_writes: list[tuple[Key, BlockWrites]] = []
         self._block_hold_s = block_hold_s
         self._requests: dict[Key, _Request] = {}
@@ -214,17 +224,16 @@ class PrefillRequests:
         self.scheduler.add(request.sample, drawing, ask.first_block if ask.lends else 0)
 
     def _refusal(self, ask: Ask) -> BatonError | None:
+        """InvalidArgument where no prefill worker could serve it: then the reader asks no other one."""
         num_blocks = -(-len(ask.token_ids) // self.scheduler.blocks.block_size)
         if self._draining:
             return Draining("the worker is leaving")
         if ask.key in self._requests:
-            return InvalidArgument("is in use on this stream", field="transfer")
-        if not self.scheduler.fits(len(ask.token_ids)):
-            return InvalidArgument(
-                f"{len(ask.token_ids)} tokens do not fit this pool", field="token_ids"
-            )
+            return Internal("is in use on this stream", field="transfer")
+        if len(ask.token_ids) > self._max_model_len or not self.scheduler.fits(len(ask.token_ids)):
+            return Unavailable(f"{len(ask.token_ids)} tokens do not fit here", field="token_ids")
         if ask.first_block + len(ask.destination_blocks) != num_blocks:
-            return InvalidArgument(
+            return Internal(
                 f"the prompt has {num_blocks} blocks, from {ask.first_block} on "
                 f"{len(ask.destination_blocks)} are given",
                 field="destination_blocks",

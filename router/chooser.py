@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from baton.types import BlockId
+from baton.types import BlockId, Role
 from router.commitment import Commitment
 from router.index import BlockIndex, Matches
 from router.policy import Choice, Demand, PolicySettings, choose
@@ -58,16 +58,20 @@ class Chooser:
     def choose(self, prompt: PromptBlocks, takes: Takes, now_s: float) -> Choice | None:
         """The best pair of those pools that `takes` allows; None where no decode pool is among them."""
         hits = self.hits(prompt)
-        decode, prefill = shortlist(self.pools, prompt.model, hits, takes)
+        decode, prefill = self._candidates(prompt, hits, takes)
         return self._best(prompt, hits, decode, prefill, now_s)
 
-    def choose_prefill(
-        self, prompt: PromptBlocks, decode: Pool, takes: Takes, now_s: float
-    ) -> Choice | None:
-        """The best way to a decode pool that is settled."""
+    def reroute(
+        self, commitment: Commitment, prompt: PromptBlocks, takes: Takes, now_s: float
+    ) -> Choice:
+        """The best other way to a decode pool that is settled, to which the commitment moves."""
+        commitment.computed(now_s)  # so that it does not count where it was
         hits = self.hits(prompt)
-        _, prefill = shortlist(self.pools, prompt.model, hits, takes)
-        return self._best(prompt, hits, [decode], prefill, now_s)
+        _, prefill = self._candidates(prompt, hits, takes)
+        choice = self._best(prompt, hits, [commitment.choice.decode], prefill, now_s)
+        assert choice is not None  # the decode pool itself can
+        commitment.move(choice, now_s)
+        return choice
 
     def commit(self, choice: Choice, prompt: PromptBlocks, now_s: float) -> Commitment:
         """Makes the choice count, until the commitment's end."""
@@ -76,7 +80,7 @@ class Chooser:
     def explain(self, prompt: PromptBlocks, takes: Takes, now_s: float) -> Explanation | None:
         """What `choose` would choose, and what it would be chosen from."""
         hits = self.hits(prompt)
-        decode, prefill = shortlist(self.pools, prompt.model, hits, takes)
+        decode, prefill = self._candidates(prompt, hits, takes)
         choice = self._best(prompt, hits, decode, prefill, now_s)
         if choice is None:
             return None
@@ -90,6 +94,17 @@ class Chooser:
                 key=lambda leg: leg.remote.cost_s if leg.remote else 0.0,
             ),
         )
+
+    def _candidates(
+        self, prompt: PromptBlocks, hits: Matches, takes: Takes
+    ) -> tuple[Sequence[Pool], Sequence[Pool]]:
+        """Decode and prefill pools. A prefill worker may be made for shorter prompts."""
+
+        def can(pool: Pool) -> bool:
+            is_decode = pool.worker.role is Role.DECODE
+            return (is_decode or prompt.num_tokens <= pool.worker.max_model_len) and takes(pool)
+
+        return shortlist(self.pools, prompt.model, hits, can)
 
     def _best(
         self,

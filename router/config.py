@@ -18,7 +18,10 @@ class RouterConfig:
     """`models`: NAME=FOLDER or FOLDER each, whose tokenizer and defaults this router uses. `state`:
     "embedded", or the URL of a Redis that the routers of a cluster share. `record`: a file for all that
     its choices follow from, for `baton replay`. `processes` share both ports; each has two of its own, from
-    `process_port` on, 0: any that are free. `index_bytes`: of memory for where blocks are.
+    `process_port` on, 0: any that are free. `max_attempts`: decode workers that a request is given to, in
+    all. `max_prefill_attempts`: prefill workers that are asked for it; then its decode worker computes the
+    prompt. `pair_retry_s`: how long a decode and a prefill worker are kept apart after a hand-off between
+    them was lost. `index_bytes`: of memory for where blocks are.
     `otlp_endpoint`: host:port of a collector's gRPC for traces; none are made where it is empty."""
 
     host: str = "127.0.0.1"
@@ -30,6 +33,8 @@ class RouterConfig:
     processes: int = 1
     process_port: int = 0
     max_attempts: int = 4
+    max_prefill_attempts: int = 3
+    pair_retry_s: float = 10.0
     no_worker_wait_s: float = 10.0  # for a worker to come back before a request is given up
     drain_grace_s: float = 30.0
     num_logged_requests: int = 1000
@@ -41,8 +46,9 @@ class RouterConfig:
     times: Times = field(default_factory=Times)
 
     def __post_init__(self) -> None:
-        if self.processes < 1:
-            raise ConfigError("must be at least 1", field="processes")
+        for name in ("processes", "max_attempts", "max_prefill_attempts"):
+            if getattr(self, name) < 1:
+                raise ConfigError("must be at least 1", field=name)
         if self.processes > 1 and self.record:
             raise ConfigError("is of one process; there are several", field="record")
 

@@ -27,13 +27,16 @@ from baton.errors import (
     Cancelled,
     DeadlineExceeded,
     Draining,
+    IncompatiblePeer,
+    IntegrityError,
     InvalidArgument,
+    PeerLost,
     Unavailable,
 )
 from baton.sampling_ranges import check_token_ids
-from baton.types import PositionLogprobs
+from baton.types import PositionLogprobs, Role
 from router.admission import Ask
-from router.chooser import Chooser, Explanation
+from router.chooser import Chooser, Explanation, Takes
 from router.commitment import Commitment
 from router.config import RouterConfig
 from router.decode_stream import Leg, LegUpdate
@@ -42,6 +45,7 @@ from router.frontend import Admitted, Finished, GenerateUpdate, ModelCard, Promp
 from router.gate import Gate, Place
 from router.models import Models, ServedModel
 from router.policy import Choice
+from router.pools import Pool
 from router.request import Chat, GenerateInput
 from router.request_life import RequestLife
 from router.request_log import RequestLog
@@ -192,7 +196,18 @@ class Dispatcher:
                 raise self._nobody(life)
 
     def _choose(self, life: RequestLife) -> Choice | None:
-        return self._chooser.choose(life.prompt_blocks(), self._fleet.takes, time.monotonic())
+        return self._chooser.choose(life.prompt_blocks(), self._takes(life), time.monotonic())
+
+    def _takes(self, life: RequestLife) -> Takes:
+        """What may be asked for this request: of prefill workers a bounded number, and none twice."""
+        may_ask = len(life.lost_prefills) < self.config.max_prefill_attempts
+
+        def takes(pool: Pool) -> bool:
+            if pool.worker.role is Role.PREFILL and not may_ask:
+                return False
+            return pool.instance not in life.passed_over and self._fleet.takes(pool)
+
+        return takes
 
     def _nobody(self, life: RequestLife) -> BatonError:
         if life.deadline_s is not None and time.monotonic() >= life.deadline_s:
@@ -244,8 +259,8 @@ class Dispatcher:
                 commitment.computed(time.monotonic())
                 place.computed()
             if update.prefill_lost is not None:
-                life.lost_prefills.append(update.prefill_lost.code)
-                self._reroute(life, leg)
+                self._reroute(life, leg, commitment, update.prefill_lost)
+                awaits_first = True  # that word of another pool
             if update.prompt_logprobs and (logprobs := self._fresh_prompt_logprobs(life, update)):
                 yield PromptLogprobs(logprobs)
             if deltas := life.take(update):
@@ -260,19 +275,31 @@ class Dispatcher:
                 await self._last_word(life, leg)
                 return
 
-    def _reroute(self, life: RequestLife, leg: Leg) -> None:
-        """The prefill worker was lost: another one, or the decode worker itself, goes on."""
-        assert life.choice is not None
-        decode, lost = life.choice.decode, life.choice.prefill
-        choice = self._chooser.choose_prefill(
-            life.prompt_blocks(),
-            decode,
-            lambda pool: pool is not lost and self._fleet.takes(pool),
-            time.monotonic(),
-        )
-        life.choice = choice or life.choice
-        life.num_prefill_attempts += 1
-        leg.reroute(choice.prefill_choice() if choice else None)
+    def _reroute(
+        self, life: RequestLife, leg: Leg, commitment: Commitment, error: BatonError
+    ) -> None:
+        """The prefill worker was lost, or refused: another one, or the decode worker itself, goes on."""
+        log.info("request %s: %s; its prompt is computed elsewhere", life.request_id, error)
+        life.note_lost_prefill(error)
+        now_s = time.monotonic()
+        self._learn(commitment.choice, error, now_s)
+        choice = self._chooser.reroute(commitment, life.prompt_blocks(), self._takes(life), now_s)
+        life.choice = choice
+        leg.reroute(choice.prefill_choice())
+
+    def _learn(self, failed: Choice, error: BatonError, now_s: float) -> None:
+        """What a lost hand-off says about its pair, and so about other requests."""
+        if failed.prefill is None:
+            return
+        decode, prefill = failed.decode.id, failed.prefill.instance
+        match error:
+            case Draining():
+                failed.prefill.draining = True
+            case IncompatiblePeer():
+                self._chooser.pools.keep_apart(decode, prefill, inf)
+            case PeerLost() | IntegrityError():
+                until_s = now_s + self.config.pair_retry_s
+                self._chooser.pools.keep_apart(decode, prefill, until_s)
 
     def _fresh_prompt_logprobs(
         self, life: RequestLife, update: LegUpdate

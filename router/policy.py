@@ -232,11 +232,14 @@ class _Judge:
         """With what its transfer adds to it, and what the way costs in all. What is lent is judged only
         where it could be better than `limit_s`."""
         best, exposed_s, best_s = None, 0.0, inf
+        apart = decode.kept_apart_until_s
         transfer_s, hand_off_s = self._transfer_s(num_missing, decode), self._settings.hand_off_s
         least_exposed_s = transfer_s - self._most_compute_s
         for leg in self._legs:
             if leg.cost_s + least_exposed_s >= best_s:
                 break
+            if apart and decode.is_kept_from(leg.pool, self._now_s):
+                continue
             late_s = leg.exposed_s(transfer_s)
             if leg.cost_s + late_s < best_s:
                 best, exposed_s, best_s = leg, late_s, leg.cost_s + late_s
@@ -245,6 +248,8 @@ class _Judge:
                 lend_s = self._transfer_s(leg.num_missing - num_missing, leg.pool) + hand_off_s
                 least_s = lend_s + max(self._compute_s(leg.pool, num_missing), transfer_s)
                 if lend_s <= hand_off_s or least_s >= min(best_s, limit_s - hand_off_s):
+                    continue
+                if apart and decode.is_kept_from(leg.pool, self._now_s):
                     continue
                 given = self._leg(leg.pool, num_missing, lend_s=lend_s)
                 late_s = given.exposed_s(transfer_s)

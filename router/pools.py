@@ -19,6 +19,9 @@ _STEP_S = 0.02  # a decode step's until measured
 _FULL = 1e-6  # seconds that a full cache counts for: less than anything else
 
 
+Instance = tuple[PoolId, int]  # a pool in one incarnation of its worker
+
+
 @dataclass(slots=True, eq=False)
 class Pool:
     """One pool of one incarnation of a worker. What is in flight counts what this router has sent and
@@ -40,9 +43,18 @@ class Pool:
     transfer_bytes_per_s: float = 0.0  # into this pool; 0 until measured
     place: Place | None = None  # among its peers, by load
     num_layers: int = 1  # of the model: KV leaves layer by layer
+    kept_apart_until_s: dict[Instance, float] = field(default_factory=dict)  # from prefill pools
 
     def __post_init__(self) -> None:
         self.num_layers = max(1, self.worker.fingerprint.num_layers)
+
+    @property
+    def instance(self) -> Instance:
+        return self.id, self.worker.incarnation
+
+    def is_kept_from(self, prefill: Pool, now_s: float) -> bool:
+        """Whether this decode pool is to get nothing from `prefill`, see `Pools.keep_apart`."""
+        return now_s < self.kept_apart_until_s.get(prefill.instance, 0.0)
 
     @property
     def num_streams(self) -> int:
@@ -176,6 +188,11 @@ class Pools:
         for pool_id in [pool_id for pool_id in self._by_id if pool_id.worker_id == worker_id]:
             self._by_id.pop(pool_id).leave()
             self.version += 1
+
+    def keep_apart(self, decode: PoolId, prefill: Instance, until_s: float) -> None:
+        """A hand-off between the two has failed: it is not tried again before `until_s`."""
+        if pool := self._by_id.get(decode):
+            pool.kept_apart_until_s[prefill] = until_s
 
     def in_flight(self) -> dict[PoolId, InFlight]:
         """What this router has in flight, of pools that have something."""

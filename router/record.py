@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping
 from itertools import count
+from math import inf
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -20,7 +21,7 @@ from router.chooser import Chooser, PromptBlocks, Takes
 from router.commitment import Commitment
 from router.index import MAX_BYTES, BlockIndex
 from router.policy import Choice, PolicySettings
-from router.pools import Pools
+from router.pools import Instance, Pools
 
 
 class Recorder:
@@ -65,6 +66,14 @@ class RecordedPools(Pools):
     def remove(self, worker_id: str) -> None:
         self._recorder.write("remove", worker_id)
         super().remove(worker_id)
+
+    def keep_apart(self, decode: PoolId, prefill: Instance, until_s: float) -> None:
+        pool_id, incarnation = prefill
+        finite_s = until_s if until_s < inf else None
+        self._recorder.write(
+            "apart", records.pool(decode), records.pool(pool_id), incarnation, finite_s
+        )
+        super().keep_apart(decode, prefill, until_s)
 
     def note_elsewhere(self, reports: Iterable[Mapping[PoolId, InFlight]]) -> None:
         said = list(reports)
@@ -111,11 +120,6 @@ class RecordedChooser(Chooser):
 
     def choose(self, prompt: PromptBlocks, takes: Takes, now_s: float) -> Choice | None:
         choice = super().choose(prompt, takes, now_s)
-        rates = {
-            records.pool(pool.id): pool.transfer_bytes_per_s
-            for pool in self.pools
-            if pool.transfer_bytes_per_s
-        }
         self._recorder.write(
             "route",
             prompt.model,
@@ -123,13 +127,34 @@ class RecordedChooser(Chooser):
             records.ids(prompt.block_ids),
             prompt.block_size,
             prompt.kv_bytes_per_token,
-            rates,
-            [records.pool(pool.id) for pool in self.pools if not takes(pool)],
+            self._rates(),
+            self._not_taking(takes),
             records.pool(choice.decode.id) if choice else None,
             records.pool(choice.prefill.id) if choice and choice.prefill else None,
             at_s=now_s,
         )
         return choice
+
+    def reroute(
+        self, commitment: Commitment, prompt: PromptBlocks, takes: Takes, now_s: float
+    ) -> Choice:
+        assert isinstance(commitment, _RecordedCommitment)
+        rates, not_taking = self._rates(), self._not_taking(takes)
+        choice = super().reroute(commitment, prompt, takes, now_s)
+        prefill = records.pool(choice.prefill.id) if choice.prefill else None
+        arguments = commitment.number, prompt.num_tokens, rates, not_taking, prefill
+        self._recorder.write("reroute", *arguments, at_s=now_s)
+        return choice
+
+    def _rates(self) -> dict[str, float]:
+        return {
+            records.pool(pool.id): pool.transfer_bytes_per_s
+            for pool in self.pools
+            if pool.transfer_bytes_per_s
+        }
+
+    def _not_taking(self, takes: Takes) -> list[str]:
+        return [records.pool(pool.id) for pool in self.pools if not takes(pool)]
 
     def commit(self, choice: Choice, prompt: PromptBlocks, now_s: float) -> Commitment:
         number = next(self._numbers)
@@ -148,13 +173,13 @@ class _RecordedCommitment(Commitment):
         now_s: float,
     ) -> None:
         self._recorder = recorder
-        self._number = number
+        self.number = number
         super().__init__(choice, prompt.block_ids, prompt.block_size, index, now_s)
 
     def computed(self, now_s: float) -> None:
-        self._recorder.write("computed", self._number, at_s=now_s)
+        self._recorder.write("computed", self.number, at_s=now_s)
         super().computed(now_s)
 
     def end(self, now_s: float, num_output_tokens: int = 0) -> None:
         super().end(now_s)
-        self._recorder.write("end", self._number, num_output_tokens, at_s=now_s)
+        self._recorder.write("end", self.number, num_output_tokens, at_s=now_s)

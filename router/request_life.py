@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from baton import convert, instants
 from baton.block_id import chain, salt
+from baton.errors import BatonError
 from baton.types import BlockId, HandOffReport, SamplingParams, Timeline, Usage
 from baton.v1 import decode_pb2
 from router.chooser import PromptBlocks
@@ -18,6 +19,7 @@ from router.decode_stream import LegEnd, LegUpdate, Row, SampleEnd
 from router.frontend import Deltas, Finished, SampleDelta
 from router.models import ServedModel
 from router.policy import Choice
+from router.pools import Instance
 from router.request import GenerateInput
 from router.sample_text import SampleText
 
@@ -47,8 +49,8 @@ class RequestLife:
     choice: Choice | None = None  # of the attempt in progress
     hand_off: HandOffReport | None = None
     num_attempts: int = 0
-    num_prefill_attempts: int = 0
     lost_prefills: list[str] = field(default_factory=list)  # codes of the errors they ended with
+    passed_over: set[Instance] = field(default_factory=set)  # prefill pools not to ask again
     num_preemptions: int = 0
     num_cached_tokens: int = 0
     num_prompt_logprobs: int = 0  # sent to the client
@@ -121,6 +123,12 @@ class RequestLife:
         self.state = "running"
         self.num_attempts += 1
         self.num_prompt_logprobs_seen = 0
+
+    def note_lost_prefill(self, error: BatonError) -> None:
+        """The prefill pool of the choice could not compute the prompt, or not get it across."""
+        self.lost_prefills.append(error.code)
+        if self.choice is not None and self.choice.prefill is not None:
+            self.passed_over.add(self.choice.prefill.instance)
 
     def start_message(self, choice: Choice, now_s: float) -> decode_pb2.Start:
         """What the decode worker is told for the next attempt."""
@@ -210,7 +218,7 @@ class RequestLife:
             prefill_worker=hand_off.prefill_worker if hand_off else "",
             num_cached_tokens=self.num_cached_tokens,
             num_computed_tokens=len(self.prompt_token_ids) - num_cached,
-            num_attempts=self.num_attempts + self.num_prefill_attempts,
+            num_attempts=self.num_attempts + len(self.lost_prefills),
             num_preemptions=self.num_preemptions,
             predicted_local_ttft_s=choice.local_ttft_s if choice else None,
             predicted_remote_ttft_s=choice.remote_ttft_s if choice else None,

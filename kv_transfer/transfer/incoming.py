@@ -4,7 +4,7 @@
     AskResend <- differs             (NUM_RESENDS times, then GiveUp)
        GiveUp <------- ReadFailed <- ReadBlock
 
-    open ---> complete                                every block verified
+    open ---> complete                                every block verified, and the prompt computed
       +-----> quarantined ---> closed                 abandoned, timed out, failed
                 `- KillWriter after fence_timeout_s   (lifted by WriterStopped)
 
@@ -27,8 +27,18 @@ NUM_RESENDS = 2  # of one block; then whoever wants it recomputes
 
 
 @dataclass(frozen=True, slots=True)
+class Asked:
+    """P has been asked to. Its first word may take longer than the next ones."""
+
+
+@dataclass(frozen=True, slots=True)
 class PeerHeard:
-    """P works on this transfer: the progress timeout starts anew. The first one arms it."""
+    """P works on this transfer: the progress timeout starts anew."""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptComputed:
+    """P has told all about the prompt but where its blocks are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +75,16 @@ class WriterStopped:
     """The proof: P said `Fenced`, the transport has revoked access, or P's process is dead."""
 
 
-IncomingEvent = PeerHeard | BlocksSent | BlockRead | ReadFailed | Abandon | WriterStopped
+IncomingEvent = (
+    Asked
+    | PeerHeard
+    | PromptComputed
+    | BlocksSent
+    | BlockRead
+    | ReadFailed
+    | Abandon
+    | WriterStopped
+)
 
 # Commands
 
@@ -90,7 +109,7 @@ class Keep:
 
 @dataclass(frozen=True, slots=True)
 class Complete:
-    """Every block is verified: P may let its sources go."""
+    """Every block is verified, and nothing more is to be heard: P may let its sources go."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +160,7 @@ class Incoming:
         self._states = dict.fromkeys(blocks, _Block.EXPECTED)
         self._expected_sum: dict[int, int] = {}
         self._num_resends = dict.fromkeys(self._states, 0)
+        self._prompt_computed = False
         self._over = False  # complete, or abandoned
         self._quarantined: tuple[int, ...] = ()
         self._deadline_s: float | None = None
@@ -156,7 +176,7 @@ class Incoming:
 
     @property
     def is_complete(self) -> bool:
-        return self.num_verified == len(self._states)
+        return self._prompt_computed and self.num_verified == len(self._states)
 
     @property
     def quarantined(self) -> tuple[int, ...]:
@@ -168,9 +188,16 @@ class Incoming:
         if self._over:
             return []
         match event:
+            case Asked():
+                self._deadline_s = now_s + self._times.answer_timeout_s
+                return []
             case PeerHeard():
                 self._wait_on(now_s)
                 return []
+            case PromptComputed():
+                self._prompt_computed = True
+                self._wait_on(now_s)
+                return self._complete()
             case BlocksSent(first_block, checksums):
                 return self._arrived(first_block, checksums, now_s)
             case BlockRead(block, checksum):
@@ -187,8 +214,7 @@ class Incoming:
         if self._quarantined:
             self._deadline_s = None
             return [KillWriter()]
-        timeout_s = self._times.progress_timeout_s
-        return self._give_up(PeerLost(f"nothing arrived for {timeout_s} s"), now_s)
+        return self._give_up(PeerLost("nothing arrived for too long"), now_s)
 
     def _arrived(
         self, first_block: int, checksums: Sequence[int], now_s: float
@@ -208,16 +234,13 @@ class Incoming:
     def _wait_on(self, now_s: float) -> None:
         """The progress timeout starts anew; where nothing is expected of P it has ended: how long D's own
         reading takes is no fault of P's."""
-        expects = _Block.EXPECTED in self._states.values()
+        expects = not self._prompt_computed or _Block.EXPECTED in self._states.values()
         self._deadline_s = now_s + self._times.progress_timeout_s if expects else None
 
     def _read(self, block: int, checksum: int, now_s: float) -> list[IncomingCommand]:
         if checksum == self._expected_sum[block]:
             self._states[block] = _Block.VERIFIED
-            if not self.is_complete:
-                return [Keep(block)]
-            self._over, self._deadline_s = True, None
-            return [Keep(block), Complete()]
+            return [Keep(block), *self._complete()]
         if self._num_resends[block] == NUM_RESENDS:
             error = IntegrityError(f"block {block} arrived wrong {NUM_RESENDS + 1} times")
             return self._give_up(error, now_s)
@@ -225,6 +248,12 @@ class Incoming:
         self._states[block] = _Block.EXPECTED
         self._wait_on(now_s)
         return [AskResend((block,))]
+
+    def _complete(self) -> list[IncomingCommand]:
+        if not self.is_complete:
+            return []
+        self._over, self._deadline_s = True, None
+        return [Complete()]
 
     def _give_up(self, error: BatonError, now_s: float) -> list[IncomingCommand]:
         return [*self._abandon(now_s), GiveUp(error)]
@@ -234,7 +263,7 @@ class Incoming:
         self._quarantined = tuple(
             block for block, state in self._states.items() if state is not _Block.VERIFIED
         )
-        self._deadline_s = now_s + self._times.fence_timeout_s
+        self._deadline_s = now_s + self._times.fence_timeout_s if self._quarantined else None
         return [Quarantine(self._quarantined), AskFence()]
 
     def _lift(self) -> list[IncomingCommand]:

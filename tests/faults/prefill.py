@@ -94,7 +94,10 @@ class _Worker:
         self._late = LateWords(mischief, self._loop, self._service, self._post)
         blocks = BlockManager(NUM_BLOCKS, BLOCK_SIZE)
         self._role = PrefillRequests(
-            PrefillScheduler(blocks, LIMITS), place.times.block_hold_s, VOCAB_SIZE
+            PrefillScheduler(blocks, LIMITS),
+            place.times.block_hold_s,
+            VOCAB_SIZE,
+            NUM_BLOCKS * BLOCK_SIZE,
         )
         self._pusher = Pusher(
             LAYOUT.num_layers,

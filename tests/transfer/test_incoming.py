@@ -9,6 +9,7 @@ from baton.errors import IntegrityError, Internal, PeerLost
 from kv_transfer.transfer.incoming import (
     NUM_RESENDS,
     Abandon,
+    Asked,
     AskFence,
     AskResend,
     BlockRead,
@@ -17,17 +18,19 @@ from kv_transfer.transfer.incoming import (
     GiveUp,
     Incoming,
     IncomingCommand,
+    IncomingEvent,
     Keep,
     KillWriter,
     Lift,
     PeerHeard,
+    PromptComputed,
     Quarantine,
     ReadBlock,
     ReadFailed,
     WriterStopped,
 )
 
-TIMES = Times(progress_timeout_s=1.0, fence_timeout_s=2.0)
+TIMES = Times(answer_timeout_s=5.0, progress_timeout_s=1.0, fence_timeout_s=2.0)
 
 
 @pytest.fixture
@@ -44,6 +47,7 @@ def test_blocks_are_read_and_kept_and_the_last_completes(book: Incoming) -> None
     assert book.handle(BlockRead(5, 50), 0.1) == [Keep(5)]
     assert book.handle(BlocksSent(6, [60]), 0.2) == [ReadBlock(6)]
     assert book.handle(BlockRead(4, 40), 0.3) == [Keep(4)]
+    assert book.handle(PromptComputed(), 0.3) == []
     assert not book.is_complete
     assert book.handle(BlockRead(6, 60), 0.4) == [Keep(6), Complete()]
     assert book.is_complete
@@ -77,15 +81,43 @@ def test_a_wrong_block_is_sent_again_twice_then_given_up(book: Incoming) -> None
 
 def test_a_block_that_comes_right_the_second_time_completes() -> None:
     book = Incoming([0], TIMES)
+    book.handle(PromptComputed(), 0.0)
     book.handle(BlocksSent(0, [1]), 0.0)
     assert book.handle(BlockRead(0, 2), 0.0) == [AskResend((0,))]
     assert book.handle(BlocksSent(0, [1]), 0.0) == [ReadBlock(0)]
     assert book.handle(BlockRead(0, 1), 0.0) == [Keep(0), Complete()]
 
 
-def test_silence_before_the_first_word_is_no_failure(book: Incoming) -> None:
+def test_nothing_is_expected_of_somebody_who_was_not_asked(book: Incoming) -> None:
     assert book.deadline_s is None
-    assert book.tick(1000.0) == []  # the request waits for its turn on P
+    assert book.tick(1000.0) == []
+
+
+def test_whoever_says_nothing_at_all_is_given_up(book: Incoming) -> None:
+    assert book.handle(Asked(), 10.0) == []
+    assert book.tick(14.9) == []  # a first word may take longer than the next ones
+    assert kinds(book.tick(15.0)) == [Quarantine, AskFence, GiveUp]
+
+
+def test_a_prompt_whose_blocks_are_all_here_is_not_waited_for_for_ever(book: Incoming) -> None:
+    """Its last step hangs, or its draw."""
+    book.handle(BlocksSent(4, [40, 50, 60]), 0.0)
+    for block, checksum in ((4, 40), (5, 50), (6, 60)):
+        assert book.handle(BlockRead(block, checksum), 0.1) == [Keep(block)]
+    assert book.handle(PeerHeard(), 0.9) == []
+    assert book.tick(1.8) == []
+    *fenced, gave_up = book.tick(1.9)
+    assert fenced == [Quarantine(()), AskFence()]
+    assert isinstance(gave_up, GiveUp)
+    assert book.tick(100.0) == []
+
+
+def test_the_end_of_the_prompt_completes_what_is_verified(book: Incoming) -> None:
+    book.handle(BlocksSent(4, [40, 50, 60]), 0.0)
+    for block, checksum in ((4, 40), (5, 50), (6, 60)):
+        book.handle(BlockRead(block, checksum), 0.1)
+    assert book.handle(PromptComputed(), 0.2) == [Complete()]
+    assert book.deadline_s is None
 
 
 def test_silence_after_it_is(book: Incoming) -> None:
@@ -101,6 +133,7 @@ def test_silence_after_it_is(book: Incoming) -> None:
 
 def test_a_reader_that_is_slow_itself_does_not_blame_the_writer(book: Incoming) -> None:
     book.handle(BlocksSent(4, [40, 50, 60]), 0.0)
+    book.handle(PromptComputed(), 0.0)
     assert book.deadline_s is None
     assert book.tick(100.0) == []
     assert book.handle(BlockRead(4, 41), 100.0) == [AskResend((4,))]
@@ -184,7 +217,7 @@ class _Life:
                 return
         raise AssertionError("it never ends")
 
-    def event(self) -> PeerHeard | BlocksSent | BlockRead | Abandon | WriterStopped:
+    def event(self) -> IncomingEvent:
         if self.fence_asked:
             return WriterStopped() if self.rng.random() < 0.3 else PeerHeard()
         if self.rng.random() < 0.02:
@@ -193,7 +226,7 @@ class _Life:
             block = self.unread.pop(self.rng.randrange(len(self.unread)))
             return BlockRead(block, block if self.rng.random() < 0.75 else -1)
         if not self.unsent:
-            return PeerHeard()
+            return PromptComputed() if self.rng.random() < 0.5 else PeerHeard()
         block = self.unsent.pop(0)
         return BlocksSent(block, [block])
 

@@ -23,7 +23,7 @@ def make_life(*, traceparent: str = "", num_prompt_tokens: int = 100) -> Request
     )
 
 
-def make_worker(name: str) -> WorkerInfo:
+def make_worker(name: str, role: Role = Role.DECODE, max_model_len: int = 4096) -> WorkerInfo:
     return WorkerInfo(
-        name, 1, Role.DECODE, "", "m", FINGERPRINT, 4096, 1000, 1, 1000, "0", ("shm",), "h", 1
+        name, 1, role, "", "m", FINGERPRINT, max_model_len, 1000, 1, 1000, "0", ("shm",), "h", 1
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import random
 from functools import partial
@@ -48,13 +49,13 @@ def live(chooser: Chooser, seed: int) -> list[int]:
         chooser.pools.put(worker(f"d{number}", Role.DECODE))
     pools = list(chooser.pools)
     stems = [[BlockId(rng.randbytes(16)) for _ in range(20)] for _ in range(6)]
-    running: list[Commitment] = []
+    running: list[tuple[Commitment, PromptBlocks]] = []
     outputs: list[int] = []
     now_s = 100.0
     for _ in range(400):
         now_s += rng.expovariate(20)
         pool, stem = rng.choice(pools), rng.choice(stems)
-        match rng.randrange(9):
+        match rng.randrange(11):
             case 0:
                 chooser.pools.report(load(pool, rng))
             case 1:
@@ -68,10 +69,16 @@ def live(chooser: Chooser, seed: int) -> list[int]:
                 chooser.pools.note_elsewhere([works, {pools[0].id: InFlight(1, 5)}])
                 pool.transfer_bytes_per_s = rng.uniform(1e8, 1e9)
             case 5 if running:
-                commitment = running.pop(rng.randrange(len(running)))
+                commitment, _ = running.pop(rng.randrange(len(running)))
                 commitment.computed(now_s)
                 outputs.append(rng.randrange(1, 50))
                 commitment.end(now_s + 0.001, outputs[-1])
+            case 6 if running:
+                commitment, prompt = rng.choice(running)
+                chooser.reroute(commitment, prompt, partial(operator.is_not, pool), now_s)
+            case 7:
+                apart_s = now_s + rng.choice([1.0, 5.0, math.inf])
+                chooser.pools.keep_apart(rng.choice(pools).id, pool.instance, apart_s)
             case _:
                 num_tokens = rng.randrange(1, 20 * BLOCK_SIZE)
                 prompt = PromptBlocks(
@@ -79,8 +86,8 @@ def live(chooser: Chooser, seed: int) -> list[int]:
                 )
                 choice = chooser.choose(prompt, partial(operator.is_not, pool), now_s)
                 assert choice is not None
-                running.append(chooser.commit(choice, prompt, now_s))
-    for commitment in running:
+                running.append((chooser.commit(choice, prompt, now_s), prompt))
+    for commitment, _ in running:
         commitment.end(now_s, 7)
         outputs.append(7)
     return outputs

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from baton.errors import Unavailable
+from baton.errors import InvalidArgument, Unavailable
 from baton.types import FinishReason, HandOffReport, PoolId, PositionLogprobs, PrefillChoice
 from decode_worker.messages import (
     Abandon,
@@ -198,6 +198,22 @@ def test_without_another_prefill_worker_the_prompt_is_computed_here() -> None:
     world.collect()
     world.run()
     assert world.tokens[(1, 1), 0] == expected_output(prompt, 0, 8, VOCAB), "no token twice"
+    world.assert_nothing_held()
+
+
+def test_what_is_wrong_with_the_request_itself_ends_it_and_nobody_else_is_asked() -> None:
+    world = RemoteWorld(num_blocks=64)
+    world.start((1, 1), list(range(30)), max_tokens=8, prefill=P)
+    world.start((1, 2), list(range(30, 60)), max_tokens=8, prefill=P)
+    first, second = world.asked.values()
+    wrong = InvalidArgument("is not one of the vocabulary", field="token_ids")
+    world.role.handle(HandOffFailed(first.transfer, wrong, 0, fenced=True), world.now_s)
+    world.collect()
+    assert world.finished == {(1, 1): wrong}
+    assert not world.lost
+    world.complete(second.transfer)
+    world.run()
+    assert world.finished[1, 2] is None
     world.assert_nothing_held()
 
 

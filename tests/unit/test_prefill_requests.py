@@ -14,6 +14,7 @@ from baton.errors import (
     BatonError,
     DeadlineExceeded,
     Draining,
+    Internal,
     InvalidArgument,
     PeerLost,
     Unavailable,
@@ -45,6 +46,7 @@ from prefill_worker.state_machine import PrefillRequests
 from tests.fake_runner import FakeRunner, next_token
 
 VOCAB, BLOCK_SIZE, HOLD_S = 100, 4, 1.0
+MAX_MODEL_LEN = 4096
 
 
 @dataclass
@@ -60,12 +62,14 @@ class Link:
 class World:
     """A prefill role on a fake engine with links to its readers, and everything it ever said."""
 
-    def __init__(self, num_blocks: int, **limits: float) -> None:
+    def __init__(
+        self, num_blocks: int, max_model_len: int = MAX_MODEL_LEN, **limits: float
+    ) -> None:
         self.runner = FakeRunner(num_blocks, BLOCK_SIZE, VOCAB)
         self.blocks = BlockManager(num_blocks, BLOCK_SIZE)
         settings = {"max_chunk_tokens": 16, "min_chunk_tokens": 16, **limits}
         scheduler = PrefillScheduler(self.blocks, PrefillLimits(**settings))  # type: ignore[arg-type]
-        self.role = PrefillRequests(scheduler, HOLD_S, VOCAB)
+        self.role = PrefillRequests(scheduler, HOLD_S, VOCAB, max_model_len)
         self.now_s = 0.0
         self.asks: dict[Key, Ask] = {}
         self.links: dict[Key, Link] = {}
@@ -373,9 +377,10 @@ def test_refusals_start_nothing() -> None:
     world.ask((1, 2), list(range(8)), destination_blocks=[1])
     world.ask((1, 3), list(range(8)))
     world.handle(world.asks[1, 3])  # the same number again
-    assert isinstance(world.error((1, 1)), InvalidArgument)
-    assert isinstance(world.error((1, 2)), InvalidArgument)
-    assert isinstance(world.error((1, 3)), InvalidArgument)
+    # What another worker may do is not the request's fault.
+    assert isinstance(world.error((1, 1)), Unavailable)
+    assert isinstance(world.error((1, 2)), Internal)
+    assert isinstance(world.error((1, 3)), Internal)
     world.ask((1, 5), [1, VOCAB])
     assert world.error((1, 5)).field == "token_ids"
     world.ask((1, 6), [1], params=SamplingParams(max_tokens=1, n=2**31))
@@ -390,6 +395,16 @@ def test_refusals_start_nothing() -> None:
     world.ask((1, 4), [1])
     assert isinstance(world.error((1, 4)), Draining)
     assert world.role.num_requests == 1
+
+
+def test_a_prompt_above_the_models_own_length_is_refused() -> None:
+    """Whatever the pool holds: there are no positions for it."""
+    world = World(num_blocks=64, max_model_len=30)
+    world.ask((1, 1), list(range(31)))
+    assert isinstance(world.error((1, 1)), Unavailable)
+    world.ask((1, 2), list(range(30)))
+    world.run()
+    assert (1, 2) in world.done
 
 
 def test_short_prompts_pass_long_ones_but_not_for_ever() -> None:
