@@ -13,10 +13,25 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 _STOP_GRACE_S = 10.0
 
 Flags = Mapping[str, object]
+
+
+class Popen(Protocol):
+    """What is used of `subprocess.Popen`."""
+
+    @property
+    def pid(self) -> int: ...
+    @property
+    def returncode(self) -> int | None: ...
+    def poll(self) -> int | None: ...
+    def wait(self, timeout: float | None = None) -> int: ...
+    def send_signal(self, sig: int) -> None: ...
+    def terminate(self) -> None: ...
+    def kill(self) -> None: ...
 
 
 @dataclass(slots=True)
@@ -24,7 +39,7 @@ class Process:
     """One process; its log file holds everything it printed."""
 
     name: str
-    popen: subprocess.Popen[bytes]
+    popen: Popen
     log: Path
 
     @property
@@ -58,15 +73,22 @@ class Place:
         """`baton <command> <options>`. It ends with the thread that called, if not before (Linux)."""
         log = self.folder / f"{name}.log"
         with log.open("ab") as output:
-            popen = subprocess.Popen(
-                [sys.executable, "-m", "cluster.child", str(os.getpid()), command, *options],
-                stdin=subprocess.DEVNULL,
-                stdout=output if self.quiet else None,
-                stderr=output if self.quiet else None,
-                env={**os.environ, **self.environment},
-                process_group=0,  # Ctrl-C is for whoever started it, who then ends it
+            popen = spawn(
+                [command, *options], self.environment, output.fileno() if self.quiet else None
             )
         return Process(name, popen, log)
+
+
+def spawn(words: Sequence[str], environment: Mapping[str, str], output: int | None) -> Popen:
+    """`baton <words>` with `environment` beside this process's own, printing to `output` or here."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "cluster.child", str(os.getpid()), *words],
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        env={**os.environ, **environment},
+        process_group=0,  # Ctrl-C is for whoever started it, who then ends it
+    )
 
 
 def log_tail(log: Path, num_lines: int = 20) -> str:

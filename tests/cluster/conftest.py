@@ -14,6 +14,7 @@ import pytest
 from cluster.local import LocalCluster
 from tests.checkpoints import make_checkpoint
 from tests.cluster.watching import processes_of
+from tests.warm import forked_processes
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -24,7 +25,8 @@ def temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]
         patch.setenv("TMPDIR", str(folder))
         patch.setattr(tempfile, "tempdir", str(folder))
         patch.setenv("OMP_NUM_THREADS", "1")  # of tiny models: more threads only wait
-        yield folder
+        with forked_processes():
+            yield folder
     assert processes_of(folder) == []
     assert list(folder.glob("baton-*")) == []
 
