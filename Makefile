@@ -66,8 +66,9 @@ proto: $(STAMP) ## regenerate baton/v1 from proto/
 
 # --- checking ------------------------------------------------------------------------------------
 
-.PHONY: check format lint types contracts proto-check unit
-check: format lint types contracts proto-check unit ## format, lint, types, import contracts, stubs, unit tests
+.PHONY: check static format lint types contracts proto-check unit
+check: static unit ## format, lint, types, import contracts, stubs, unit tests
+static: format lint types contracts proto-check
 
 format: $(STAMP)
 	$(call say,$@)
@@ -96,11 +97,12 @@ proto-check: $(STAMP)
 
 unit: $(STAMP)
 	$(call say,unit)
-	@$(BIN)/python -m pytest -q tests/unit
+	@$(BIN)/python -m pytest -q -n auto tests/unit
 
 .PHONY: test
 test: $(STAMP) ## all tests (those that need a GPU are skipped without one)
-	@$(BIN)/python -m pytest -q
+	@$(BIN)/python -m pytest -q -n auto tests/unit tests/engine tests/transfer tests/gpu
+	@$(BIN)/python -m pytest -q tests/faults tests/cluster
 
 # Ends with one line of JSON; fails where a request hangs, a block leaks or a wrong byte is decoded.
 .PHONY: faults
