@@ -64,6 +64,14 @@ class AdmissionSettings:
         """The class that a caller gets who asks for `priority`."""
         return max(-self.max_priority, min(self.max_priority, priority))
 
+    def fair_queue(self) -> FairQueue:
+        """An empty one, in which classes and tenants weigh as is said here."""
+        shares = self.share_of()
+        return FairQueue(
+            lambda priority: self.class_ratio**priority,
+            lambda tenant: shares.get(tenant, shares.get("*", 1.0)),
+        )
+
     def share_of(self) -> dict[str, float]:
         return _numbers("shares", self.shares)
 
@@ -105,8 +113,7 @@ class Admission:
         self.service_s = 1.0  # mean time in flight
         self.outstanding_s = 0.0
         self.capacity = Capacity()
-        self._shares = self.settings.share_of()
-        self._queue = FairQueue(self._class_weight, self._tenant_weight)
+        self._queue = self.settings.fair_queue()
         self._in_flight: dict[Ticket, float] = {}  # with the work that is not done yet
         self._num_samples_waiting = 0
         self._num_samples_in_flight = 0
@@ -233,9 +240,3 @@ class Admission:
             "its turn came too late for its deadline",
             retry_after_s=max(_LEAST_RETRY_S, self.queued_s / self._num_computing_pools),
         )
-
-    def _class_weight(self, priority: int) -> float:
-        return self.settings.class_ratio**priority
-
-    def _tenant_weight(self, tenant: str) -> float:
-        return self._shares.get(tenant, self._shares.get("*", 1.0))

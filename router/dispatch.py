@@ -12,13 +12,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import time
-import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import replace
-from functools import partial
 from math import inf
 
 from baton import instants
@@ -29,11 +26,9 @@ from baton.errors import (
     Draining,
     IncompatiblePeer,
     IntegrityError,
-    InvalidArgument,
     PeerLost,
     Unavailable,
 )
-from baton.sampling_ranges import check_token_ids
 from baton.types import PositionLogprobs, Role
 from router.admission import Ask
 from router.chooser import Chooser, Explanation, Takes
@@ -43,17 +38,15 @@ from router.decode_stream import Leg, LegUpdate
 from router.fleet import Fleet
 from router.frontend import Admitted, Finished, GenerateUpdate, ModelCard, PromptLogprobs
 from router.gate import Gate, Place
-from router.models import Models, ServedModel
+from router.intake import Intake
 from router.policy import Choice
 from router.pools import Pool
-from router.request import Chat, GenerateInput
+from router.request import GenerateInput
 from router.request_life import RequestLife
 from router.request_log import RequestLog
-from router.validation import check_request, prompt_field, resolve_sampling
 
 log = logging.getLogger(__name__)
 
-_LONG_TEXT_CHARS = 2_000  # tokenized off the event loop from here on
 _LAST_WORD_S = 1.0  # to wait for a worker's account of a request that a stop string ended
 
 
@@ -63,7 +56,7 @@ class Dispatcher:
     def __init__(
         self,
         config: RouterConfig,
-        models: Models,
+        intake: Intake,
         fleet: Fleet,
         chooser: Chooser,
         gate: Gate,
@@ -71,19 +64,19 @@ class Dispatcher:
     ) -> None:
         self.config = config
         self._chooser = chooser
-        self._models = models
+        self._intake = intake
         self._fleet = fleet
         self._gate = gate
         self._requests = requests
 
     def models(self) -> Sequence[ModelCard]:
-        return self._models.cards()
+        return self._intake.models.cards()
 
     def is_serving(self) -> bool:
         return self._fleet.is_serving()
 
     def token_bytes(self, model: str, token_id: int) -> bytes:
-        text = self._models.texts.get(model)
+        text = self._intake.models.texts.get(model)
         return text.token_bytes(token_id) if text else b""
 
     async def generate(self, request: GenerateInput) -> AsyncGenerator[GenerateUpdate, None]:
@@ -103,27 +96,6 @@ class Dispatcher:
                             yield update
                 yield self._finish(life)
 
-    async def encode(self, model: ServedModel, prompt: str | Chat, *, special: bool) -> list[int]:
-        """Token ids of a text or a conversation; long ones are tokenized off the event loop."""
-        if model.text is None:
-            raise InvalidArgument("this model has no tokenizer", field="model")
-        text = model.text
-        if isinstance(prompt, Chat):
-            num_chars = sum(len(message.content) for message in prompt.messages)
-            encode = partial(text.encode_chat, prompt.messages)
-        else:
-            num_chars = len(prompt)
-            encode = partial(text.encode, prompt, add_special_tokens=special)
-        return encode() if num_chars < _LONG_TEXT_CHARS else await asyncio.to_thread(encode)
-
-    def decode(
-        self, model: ServedModel, token_ids: Sequence[int], *, skip_special_tokens: bool
-    ) -> str:
-        check_token_ids(token_ids, model.limits.vocab_size, "token_ids")
-        if model.text is None:
-            raise InvalidArgument("this model has no tokenizer", field="model")
-        return model.text.decode(token_ids, skip_special_tokens=skip_special_tokens)
-
     async def explain(self, request: GenerateInput) -> tuple[int, Explanation]:
         """The number of the prompt's tokens, and which pair it would get now. Starts nothing."""
         life = await self._receive(request)
@@ -134,27 +106,12 @@ class Dispatcher:
             raise self._nobody(life)
         return life.num_tokens, explanation
 
-    # 1. Receive: validate, tokenize once
+    # 1. Receive: validate, tokenize once; a tenant that is to wait anyhow is told before that
 
     async def _receive(self, request: GenerateInput) -> RequestLife:
-        received_s = time.monotonic()
+        self._gate.check_quota(request.tenant)
         request = replace(request, priority=self._gate.class_of(request.priority))
-        model = self._models.get(request.model)
-        check_request(request, model.limits)
-        prompt = request.prompt
-        if isinstance(prompt, str | Chat):
-            token_ids: Sequence[int] = await self.encode(model, prompt, special=True)
-            # A tokenizer may know more tokens than the model: those that a fine-tune added.
-            check_token_ids(token_ids, model.limits.vocab_size, prompt_field(request))
-        else:
-            token_ids = prompt or ()
-        params = resolve_sampling(
-            request, model.limits, num_prompt_tokens=len(token_ids), seed=random.getrandbits(63)
-        )
-        request_id = request.request_id or uuid.uuid4().hex
-        return RequestLife.begin(
-            request_id, request, model, params, token_ids, {instants.RECEIVED: received_s}
-        )
+        return await self._intake.receive(request)
 
     # 2. Admit: wait for a place, and account for the tenant's tokens
 

@@ -75,6 +75,15 @@ class Finished:
 GenerateUpdate: TypeAlias = Admitted | PromptLogprobs | Deltas | Finished
 
 
+_MIN_ENTRIES = 4096
+
+
+def max_entries(cards: Sequence[ModelCard]) -> int:
+    """The most that a list in a request may hold to be of use to any model: none takes more tokens, nor
+    more messages. Small models have other lists, too."""
+    return max([_MIN_ENTRIES, *(card.max_model_len for card in cards)])
+
+
 class Frontend(Protocol):
     """What the dispatcher offers to the faces."""
 

@@ -99,9 +99,13 @@ class Gate:
     @asynccontextmanager
     async def place(self, model: str, ask: Ask) -> AsyncIterator[Place]:
         """As `Door.place`; also Overloaded where the tenant has used up its quota."""
-        self.quotas.check(ask.tenant, time.monotonic())
+        self.check_quota(ask.tenant)
         async with self.doors[model].place(ask) as place:
             yield place
+
+    def check_quota(self, tenant: str) -> None:
+        """Raises Overloaded where the tenant has used it up."""
+        self.quotas.check(tenant, time.monotonic())
 
     def resize(self, model: str, capacity: Capacity) -> None:
         """What is known of a model's workers changed."""

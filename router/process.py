@@ -6,6 +6,7 @@ import asyncio
 import logging
 import signal
 import socket
+import sys
 import uuid
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
@@ -25,16 +26,22 @@ from router.gate import Gate
 from router.http.app import create_app
 from router.http.server import HttpServer
 from router.index import BlockIndex
+from router.intake import Intake
 from router.metrics import Metrics
 from router.models import Models
+from router.off_loop import OffLoop
 from router.open_files import raise_limit
 from router.pools import Pools
 from router.record import RecordedChooser, Recorder
 from router.request_log import RequestLog
+from router.request_reader import RequestReader
 from router.service import AdminService, InferenceService
 from router.traces import Traces
 
 log = logging.getLogger(__name__)
+
+# How long a thread that parses or tokenizes may keep the event loop waiting for the interpreter.
+_SWITCH_INTERVAL_S = 5e-4
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +63,8 @@ class Router:
         self._recorder: Recorder | None = None
         self._chooser = self._make_chooser()
         pools = self._chooser.pools
-        self._models = Models.load(config.model_folders(), pools)
+        self._off_loop = OffLoop(config.admission)
+        self._intake = Intake(Models.load(config.model_folders(), pools), self._off_loop)
         self._state = open_state(config.state, config.times)
         self._gate = Gate(config.admission)
         index = self._chooser.index
@@ -70,7 +78,7 @@ class Router:
             watchers.append(self._traces.ended)
         self._requests = RequestLog(config.num_logged_requests, watchers)
         self._dispatcher = Dispatcher(
-            config, self._models, self._fleet, self._chooser, self._gate, self._requests
+            config, self._intake, self._fleet, self._chooser, self._gate, self._requests
         )
         slow_client_s = config.times.slow_client_s
         self.server = Server(
@@ -95,12 +103,14 @@ class Router:
         """Serves until SIGTERM or SIGINT, then drains: what runs has `drain_grace_s` to end."""
         self._add_services()
         raise_limit()
+        sys.setswitchinterval(_SWITCH_INTERVAL_S)
         slow_client_s = self.config.times.slow_client_s
         async with AsyncExitStack() as stack:
             if self._recorder is not None:
                 stack.enter_context(self._recorder)
             if self._traces is not None:
                 stack.push_async_callback(asyncio.to_thread, self._traces.close)
+            stack.callback(self._off_loop.close)
             stack.push_async_callback(self.server.stop)
             background = [self._state.run(), self._fleet.run()]
             if self.config.state != EMBEDDED:
@@ -108,7 +118,7 @@ class Router:
             tasks = [asyncio.create_task(each) for each in background]
             stack.push_async_callback(_cancel, tasks)
             http = await HttpServer.start(
-                create_app(self._dispatcher, self._metrics.registry, slow_client_s),
+                create_app(self._dispatcher, self._metrics.registry, slow_client_s, self._off_loop),
                 self.config.host,
                 self.config.http_port,
                 own_port=None if self._own is None else self._own.http,
@@ -146,9 +156,10 @@ class Router:
 
     def _add_services(self) -> None:
         server = self.server
+        reader = RequestReader(self._dispatcher, self._off_loop)
         server.add(
             inference_pb2_grpc.add_InferenceServicer_to_server,
-            InferenceService(self._dispatcher, self._models, server.one_request),
+            InferenceService(self._dispatcher, self._intake, reader, server.one_request),
             sessions=("Session",),
         )
         server.add_background(

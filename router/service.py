@@ -24,12 +24,13 @@ from router.dispatch import Dispatcher
 from router.explain import explanation_to_proto
 from router.fleet import Fleet
 from router.gate import Gate
-from router.models import Models
+from router.intake import Intake
 from router.request import Chat, GenerateInput
 from router.request_life import RequestAccount
 from router.request_log import RequestLog
+from router.request_reader import RequestReader
 from router.session import Counted, Session
-from router.wire import generate_input, prompt, response
+from router.wire import response
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -37,16 +38,19 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class InferenceService(inference_pb2_grpc.InferenceServicer):
     """`counted`: entered for every request of a session while it lasts, as calls are by the server."""
 
-    def __init__(self, dispatcher: Dispatcher, models: Models, counted: Counted) -> None:
+    def __init__(
+        self, dispatcher: Dispatcher, intake: Intake, reader: RequestReader, counted: Counted
+    ) -> None:
         self._dispatcher = dispatcher
-        self._models = models
+        self._reader = reader
+        self._intake = intake
         self._counted = counted
 
     async def Generate(
         self, request: inference_pb2.GenerateRequest, context: Context
     ) -> AsyncIterator[inference_pb2.GenerateResponse]:
         trace = traceparent(dict(context.invocation_metadata() or ()))
-        asked = generate_input(request, remaining_s(context), trace)
+        asked = await self._reader.read(request, remaining_s(context), trace)
         async with aclosing(self._dispatcher.generate(asked)) as updates:
             async for update in updates:
                 yield response(update)
@@ -54,7 +58,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
     async def Session(
         self, request_iterator: AsyncIterator[inference_pb2.SessionRequest], context: Context
     ) -> AsyncIterator[inference_pb2.SessionResponse]:
-        session = Session(self._dispatcher, self._counted)
+        session = Session(self._dispatcher, self._reader, self._counted)
         async with aclosing(session.serve(request_iterator)) as responses:
             async for each in responses:
                 yield each
@@ -62,20 +66,20 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
     async def Tokenize(
         self, request: inference_pb2.TokenizeRequest, context: Context
     ) -> inference_pb2.TokenizeResponse:
-        model = self._models.get(request.model)
-        asked = prompt(request)
+        asked = await self._reader.read_prompt(request)
         if not isinstance(asked, str | Chat):
             raise InvalidArgument("one of text or chat is needed", field="prompt")
         special = not request.HasField("add_special_tokens") or request.add_special_tokens
-        token_ids = await self._dispatcher.encode(model, asked, special=special)
+        token_ids = await self._intake.tokenize(request.model, asked, special=special)
         return inference_pb2.TokenizeResponse(token_ids=token_ids)
 
     async def Detokenize(
         self, request: inference_pb2.DetokenizeRequest, context: Context
     ) -> inference_pb2.DetokenizeResponse:
-        model = self._models.get(request.model)
         skip = not request.HasField("skip_special_tokens") or request.skip_special_tokens
-        text = self._dispatcher.decode(model, request.token_ids, skip_special_tokens=skip)
+        text = await self._intake.detokenize(
+            request.model, request.token_ids, skip_special_tokens=skip
+        )
         return inference_pb2.DetokenizeResponse(text=text)
 
     async def ListModels(

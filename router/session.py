@@ -20,7 +20,8 @@ from baton.errors import BatonError, Cancelled, Internal, InvalidArgument
 from baton.rpc.context import TRACEPARENT, traceparent
 from baton.v1 import inference_pb2
 from router.frontend import Frontend
-from router.wire import generate_input, response
+from router.request_reader import RequestReader
+from router.wire import response
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +35,9 @@ class Session:
     """One client's stream. `counted` is entered for every request while it lasts, and refuses it by
     raising."""
 
-    def __init__(self, frontend: Frontend, counted: Counted) -> None:
+    def __init__(self, frontend: Frontend, reader: RequestReader, counted: Counted) -> None:
         self._frontend = frontend
+        self._reader = reader
         self._counted = counted
         self._requests: dict[int, asyncio.Task[None]] = {}
         self._updates: list[inference_pb2.SessionUpdate] = []
@@ -108,7 +110,7 @@ class Session:
         try:
             with self._counted():
                 trace = traceparent({TRACEPARENT: start.traceparent})
-                asked = generate_input(start.request, start.timeout_s or None, trace)
+                asked = await self._reader.read(start.request, start.timeout_s or None, trace)
                 async with aclosing(self._frontend.generate(asked)) as updates:
                     async for update in updates:
                         self._put(key, response(update))

@@ -1,7 +1,8 @@
 """Checks a request and resolves it into `SamplingParams`. Pure: no clock, no random, no tokenizer.
 
-Two steps, because tokenizing lies between them:
+In steps, because waiting and tokenizing lie between them:
 
+    check_at_a_glance(request, limits)        what needs no time, however large the request is
     check_request(request, limits)            everything that can be said before tokenizing
     resolve_sampling(request, limits, ...)    needs the number of prompt tokens
 
@@ -29,21 +30,37 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class ModelLimits:
-    """What a model allows. `has_text` is False for a model without a tokenizer."""
+    """What a model allows. `has_text` is False for a model without a tokenizer. `max_chars_per_token`: of
+    text, where that is known."""
 
     vocab_size: int
     max_model_len: int
     has_text: bool = True
     defaults: SamplingDefaults = field(default_factory=SamplingDefaults)
+    max_chars_per_token: int | None = None
+
+
+def check_at_a_glance(request: GenerateInput, limits: ModelLimits) -> None:
+    """Refuses what can never fit before any time is spent on it."""
+    if request.timeout_s is not None and math.isnan(request.timeout_s):
+        raise InvalidArgument("must be a number of seconds, not NaN", field="timeout_s")
+    name = prompt_field(request)
+    match request.prompt:
+        case str(text):
+            check_text_length(len(text), limits, field=name)
+        case Chat(messages):
+            if len(messages) > limits.max_model_len:  # there is none that takes no token
+                raise _too_long(f"{len(messages)} messages", limits, name)
+        case tuple(token_ids):
+            check_prompt_length(len(token_ids), limits, field=name)
 
 
 def check_request(request: GenerateInput, limits: ModelLimits) -> None:
     """Refuses whatever is wrong whatever the prompt's number of tokens turns out to be."""
+    check_at_a_glance(request, limits)
     _check_prompt(request, limits)
     check_sampling(request.sampling, limits.vocab_size)
     _check_continuation(request, limits)
-    if request.timeout_s is not None and math.isnan(request.timeout_s):
-        raise InvalidArgument("must be a number of seconds, not NaN", field="timeout_s")
 
 
 def resolve_sampling(
@@ -107,11 +124,22 @@ def check_prompt_length(num_prompt_tokens: int, limits: ModelLimits, *, field: s
     if num_prompt_tokens == 0:
         raise InvalidArgument("the prompt has no tokens; at least one is needed", field=field)
     if num_prompt_tokens >= limits.max_model_len:
-        raise InvalidArgument(
-            f"the prompt has {num_prompt_tokens} tokens; the model's context of "
-            f"{limits.max_model_len} allows at most {limits.max_model_len - 1}",
-            field=field,
-        )
+        raise _too_long(f"{num_prompt_tokens} tokens", limits, field)
+
+
+def check_text_length(num_chars: int, limits: ModelLimits, *, field: str) -> None:
+    """Refuses a text that has too many tokens however it is tokenized."""
+    longest = limits.max_chars_per_token
+    if longest is not None and num_chars > longest * (limits.max_model_len - 1):
+        raise _too_long(f"{num_chars} characters, at most {longest} in a token", limits, field)
+
+
+def _too_long(size: str, limits: ModelLimits, field: str) -> InvalidArgument:
+    return InvalidArgument(
+        f"the prompt has {size}; the model's context of {limits.max_model_len} allows at most "
+        f"{limits.max_model_len - 1} tokens",
+        field=field,
+    )
 
 
 def _resolve_max_tokens(
@@ -149,7 +177,6 @@ def _check_prompt(request: GenerateInput, limits: ModelLimits) -> None:
             if not text:
                 raise InvalidArgument("the prompt must not be empty", field=name)
         case token_ids:
-            check_prompt_length(len(token_ids), limits, field=name)
             check_token_ids(token_ids, limits.vocab_size, name)
     if not limits.has_text:
         if isinstance(request.prompt, str | Chat):

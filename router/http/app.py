@@ -8,6 +8,7 @@ It knows neither workers nor tokens. A bearer token is accepted and not looked a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
@@ -21,24 +22,34 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from baton.errors import BatonError, Internal, InvalidArgument, NotFound, Unavailable, UnknownModel
-from router.frontend import Frontend, ModelCard
+from router.frontend import Frontend, ModelCard, max_entries
 from router.http.answer import Answer, EventStream, answer_whole
-from router.http.body import MAX_BODY_BYTES, BodyTooLarge, read_json_object
-from router.http.call import Call, read_caller
+from router.http.body import (
+    MAX_BODY_BYTES,
+    BodyTooLarge,
+    read_body,
+    read_json_object,
+)
+from router.http.call import Call, Caller, read_caller
 from router.http.chat import ChatAnswer, read_chat
 from router.http.completions import CompletionAnswer, read_completion
 from router.http.disconnect import ClientGone
 from router.http.errors import error_response
 from router.http.logprobs import TokenNames
 from router.http.request_id import RequestIdMiddleware
+from router.off_loop import OffLoop
 
 
 def create_app(
-    frontend: Frontend, registry: CollectorRegistry, slow_client_s: float | None = None
+    frontend: Frontend,
+    registry: CollectorRegistry,
+    slow_client_s: float | None = None,
+    off_loop: OffLoop | None = None,
 ) -> Starlette:
     """`registry`: what /metrics shows. `slow_client_s`: a client that for this long sends nothing of
-    its body, or reads nothing of a stream, is given up; None for no limit."""
-    face = _Face(frontend, registry, slow_client_s)
+    its body, or reads nothing of a stream, is given up; None for no limit. `off_loop`: where long bodies
+    are read."""
+    face = _Face(frontend, registry, slow_client_s, off_loop or OffLoop())
     return Starlette(
         routes=[
             Route("/v1/chat/completions", face.chat, methods=["POST"]),
@@ -61,18 +72,23 @@ def create_app(
 
 class _Face:
     def __init__(
-        self, frontend: Frontend, registry: CollectorRegistry, slow_client_s: float | None
+        self,
+        frontend: Frontend,
+        registry: CollectorRegistry,
+        slow_client_s: float | None,
+        off_loop: OffLoop,
     ) -> None:
         self._frontend = frontend
         self._registry = registry
         self._slow_client_s = slow_client_s
+        self._off_loop = off_loop
 
     async def chat(self, request: Request) -> Response:
-        call = read_chat(await self._body(request), read_caller(request))
+        call = await self._call(request, read_chat)
         return await self._answer(request, call, ChatAnswer(call, self._names(call)))
 
     async def completions(self, request: Request) -> Response:
-        call = read_completion(await self._body(request), read_caller(request))
+        call = await self._call(request, read_completion)
         return await self._answer(request, call, CompletionAnswer(call, self._names(call)))
 
     async def models(self, request: Request) -> Response:
@@ -96,8 +112,18 @@ class _Face:
             generate_latest(self._registry), headers={"Content-Type": CONTENT_TYPE_LATEST}
         )
 
-    async def _body(self, request: Request) -> dict[str, Any]:
-        return await read_json_object(request, self._slow_client_s)
+    async def _call(
+        self, request: Request, read_call: Callable[[dict[str, Any], Caller], Call]
+    ) -> Call:
+        """What the body asks for; a long one is read off the event loop."""
+        data = await read_body(request, self._slow_client_s)
+        caller = read_caller(request)
+        most = max_entries(self._frontend.models())
+
+        def read() -> Call:
+            return read_call(read_json_object(data, most), caller)
+
+        return await self._off_loop.run(read, len(data), tenant=caller.tenant)
 
     async def _answer(self, request: Request, call: Call, answer: Answer) -> Response:
         if call.stream:

@@ -6,13 +6,13 @@ NaN and Infinity pass here, so that the check of the field that holds one can na
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator
 from typing import Any
 
 from starlette.requests import Request
 
 from baton.errors import InvalidArgument
+from router.http import json_body
 from router.http.disconnect import ClientGone
 
 MAX_BODY_BYTES = 16 * 2**20
@@ -25,25 +25,8 @@ class BodyTooLarge(Exception):
     """Answered with 413, which no error of Baton's own maps to."""
 
 
-async def read_json_object(request: Request, slow_client_s: float | None = None) -> dict[str, Any]:
+async def read_body(request: Request, slow_client_s: float | None = None) -> bytes:
     """Raises ClientGone where for `slow_client_s` nothing more of the body came."""
-    data = await _read(request, slow_client_s)
-    try:
-        value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique)
-    except UnicodeDecodeError as error:
-        raise InvalidArgument(
-            f"the body is not valid UTF-8 at byte {error.start}", field="body"
-        ) from error
-    except RecursionError as error:
-        raise InvalidArgument("the body is nested too deeply", field="body") from error
-    except ValueError as error:
-        raise InvalidArgument(f"the body is not valid JSON: {error}", field="body") from error
-    if not isinstance(value, dict):
-        raise InvalidArgument("the body must be a JSON object", field="body")
-    return value
-
-
-async def _read(request: Request, slow_client_s: float | None) -> bytes:
     chunks: list[bytes] = []
     num_bytes = 0
     stream = request.stream()
@@ -66,6 +49,23 @@ async def _next(stream: AsyncIterator[bytes], slow_client_s: float | None) -> by
             return await anext(stream, None)
     except TimeoutError:
         raise ClientGone from None
+
+
+def read_json_object(data: bytes, max_entries: int) -> dict[str, Any]:
+    """`max_entries`: of an array, the most that could be of use. On any thread."""
+    try:
+        value = json_body.read(data.decode("utf-8"), _unique, max_entries)
+    except UnicodeDecodeError as error:
+        raise InvalidArgument(
+            f"the body is not valid UTF-8 at byte {error.start}", field="body"
+        ) from error
+    except RecursionError as error:
+        raise InvalidArgument("the body is nested too deeply", field="body") from error
+    except ValueError as error:
+        raise InvalidArgument(f"the body is not valid JSON: {error}", field="body") from error
+    if not isinstance(value, dict):
+        raise InvalidArgument("the body must be a JSON object", field="body")
+    return value
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

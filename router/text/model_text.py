@@ -18,8 +18,9 @@ from router.request import Message
 from router.text.checkpoint import CheckpointConfig, read_checkpoint_config, read_json
 from router.text.detokenizer import Detokenizer
 from router.text.template import ChatTemplate
+from router.text.token_bound import max_chars_per_token
 from router.text.token_bytes import TokenBytes, read_decoder
-from router.validation import ModelLimits
+from router.validation import ModelLimits, check_prompt_length, check_text_length
 
 # Files of which one without tokenizer.json says that a tokenizer is there, but in another format.
 _OTHER_TOKENIZERS = ("tokenizer.model", "tokenizer_config.json", "vocab.json", "tekken.json")
@@ -35,11 +36,13 @@ class ModelText:
         tokenizer: Tokenizer | None = None,
         token_bytes: TokenBytes | None = None,
         template: ChatTemplate | None = None,
+        max_chars_per_token: int | None = None,
     ) -> None:
         self.config = config
         self._tokenizer = tokenizer
         self._token_bytes = token_bytes
         self._template = template
+        self._max_chars_per_token = max_chars_per_token
 
     @classmethod
     def load(cls, folder: Path | str) -> ModelText:
@@ -55,7 +58,8 @@ class ModelText:
         tokenizer_config: dict[str, Any] = {}
         if (folder / "tokenizer_config.json").exists():
             tokenizer_config = read_json(folder / "tokenizer_config.json")
-        return cls(config, tokenizer, token_bytes, _read_template(folder, tokenizer_config))
+        template = _read_template(folder, tokenizer_config)
+        return cls(config, tokenizer, token_bytes, template, max_chars_per_token(spec))
 
     @property
     def has_tokenizer(self) -> bool:
@@ -72,14 +76,23 @@ class ModelText:
             max_model_len=max_model_len,
             has_text=self.has_tokenizer,
             defaults=self.config.defaults,
+            max_chars_per_token=self._max_chars_per_token,
         )
 
     def encode(
-        self, text: str, add_special_tokens: bool = True, *, field: str = "text"
+        self,
+        text: str,
+        add_special_tokens: bool = True,
+        *,
+        field: str = "text",
+        limits: ModelLimits | None = None,
     ) -> list[int]:
-        """`field` names the input in errors."""
+        """`field` names the input in errors. `limits`: what is too long for them is refused as soon as
+        that is known."""
         if self._tokenizer is None:
             raise InvalidArgument("this model has no tokenizer; send token ids", field=field)
+        if limits is not None:
+            check_text_length(len(text), limits, field=field)
         try:
             # the batch of one skips offsets, which makes it about twice as fast on long texts
             encodings = self._tokenizer.encode_batch_fast(
@@ -87,6 +100,8 @@ class ModelText:
             )
         except TypeError as error:  # a lone surrogate cannot be UTF-8
             raise InvalidArgument("is not valid Unicode text", field=field) from error
+        if limits is not None:
+            check_prompt_length(len(encodings[0]), limits, field=field)
         return list(encodings[0].ids)
 
     def render(self, messages: Sequence[Message]) -> str:
@@ -96,10 +111,14 @@ class ModelText:
             )
         return self._template.render(messages)
 
-    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+    def encode_chat(
+        self, messages: Sequence[Message], *, limits: ModelLimits | None = None
+    ) -> list[int]:
         """The rendered conversation as tokens. The template itself writes the bos token, so none is
         added."""
-        return self.encode(self.render(messages), add_special_tokens=False, field="chat.messages")
+        return self.encode(
+            self.render(messages), add_special_tokens=False, field="chat.messages", limits=limits
+        )
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Ids outside of the tokenizer's vocabulary are empty."""

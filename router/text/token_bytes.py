@@ -31,7 +31,7 @@ def _byte_alphabet() -> dict[str, int]:
     return stand_ins | {chr(256 + index): byte for index, byte in enumerate(others)}
 
 
-_BYTE_OF_CHAR = _byte_alphabet()
+BYTE_OF_CHAR = _byte_alphabet()
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ def _read_sequence(steps: list[dict[str, Any]]) -> Decoder:
 def _byte_level(token: str) -> bytes:
     """A token with a character outside of the byte alphabet (an added token) is its own text."""
     try:
-        return bytes([_BYTE_OF_CHAR[char] for char in token])
+        return bytes([BYTE_OF_CHAR[char] for char in token])
     except KeyError:
         return token.encode()
 

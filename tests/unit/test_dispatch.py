@@ -14,6 +14,7 @@ from baton.errors import InvalidArgument
 from router.config import RouterConfig
 from router.dispatch import Dispatcher
 from router.gate import Gate
+from router.intake import Intake
 from router.models import Models
 from router.pools import Pools
 from router.request import Chat, GenerateInput, Message, Prompt
@@ -37,7 +38,7 @@ def dispatcher(tmp_path: Path) -> Dispatcher:
     pools.put(make_worker("w"))
     texts = {"m": ModelText.load(tmp_path)}
     nobody: Any = None
-    return Dispatcher(RouterConfig(), Models(texts, pools), nobody, nobody, Gate(), nobody)
+    return Dispatcher(RouterConfig(), Intake(Models(texts, pools)), nobody, nobody, Gate(), nobody)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from router.fleet import Fleet
 from router.frontend import Admitted
 from router.gate import Gate
 from router.index import BlockIndex
+from router.intake import Intake
 from router.models import Models
 from router.policy import PolicySettings
 from router.pools import Pools
@@ -31,7 +32,9 @@ def make_dispatcher(gate: Gate) -> Dispatcher:
     pools.put(make_worker("d-0"))
     fleet = Fleet(EmbeddedState(), pools, index, "r-0", gate.resize)
     chooser = Chooser(pools, index, PolicySettings())
-    return Dispatcher(RouterConfig(), Models({}, pools), fleet, chooser, gate, RequestLog(4, []))
+    return Dispatcher(
+        RouterConfig(), Intake(Models({}, pools)), fleet, chooser, gate, RequestLog(4, [])
+    )
 
 
 async def admit(dispatcher: Dispatcher, request: GenerateInput) -> Admitted:

@@ -26,6 +26,7 @@ from router.dispatch import Dispatcher
 from router.fleet import Fleet
 from router.gate import Gate
 from router.index import BlockIndex
+from router.intake import Intake
 from router.models import Models
 from router.policy import PolicySettings
 from router.pools import Pool, Pools
@@ -95,7 +96,7 @@ class World:
         self.fleet = OneStream(EmbeddedState(), self.pools, index, "r-0", gate.resize)
         self._dispatcher = Dispatcher(
             RouterConfig(**config),  # type: ignore[arg-type]
-            Models({}, self.pools),
+            Intake(Models({}, self.pools)),
             self.fleet,
             Chooser(self.pools, index, ALWAYS_REMOTE),
             gate,

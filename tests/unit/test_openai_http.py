@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -14,7 +15,7 @@ from prometheus_client import CollectorRegistry, Counter
 
 from baton.errors import ConfigError, Draining, InvalidArgument, Overloaded, Unavailable
 from router.http.app import create_app
-from router.http.body import MAX_BODY_BYTES
+from router.http.body import MAX_BODY_BYTES, read_json_object
 from router.http.server import HttpServer
 from tests.fakes import FakeFrontend
 
@@ -335,3 +336,23 @@ async def test_a_port_in_use_is_a_config_error(http: httpx.AsyncClient) -> None:
     with pytest.raises(ConfigError, match="Address already in use") as caught:
         await HttpServer.start(app, "127.0.0.1", http.base_url.port or 0)
     assert caught.value.field == "http_port"
+
+
+async def test_a_long_body_is_read_off_the_event_loop(
+    app_client: httpx.AsyncClient, frontend: FakeFrontend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[int] = []
+
+    def watched(*arguments: Any) -> dict[str, Any]:
+        threads.append(threading.get_ident())
+        return read_json_object(*arguments)
+
+    monkeypatch.setattr("router.http.app.read_json_object", watched)
+    here = threading.get_ident()
+    for prompt in ("a", "a" * 5_000, [1] * 5_000):
+        await app_client.post("/v1/completions", json=COMPLETION | {"prompt": prompt})
+    assert [thread == here for thread in threads] == [True, False, False]
+    assert frontend.requests[2].prompt == (1,) * 5_000
+    crowd = {"messages": [{"role": "user", "content": ""}] * 10_000}
+    response = await app_client.post("/v1/chat/completions", json=crowd)
+    assert "more than 4096 entries" in error_of(response, 400)["message"]

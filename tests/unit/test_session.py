@@ -10,6 +10,7 @@ import pytest
 
 from baton.errors import Draining, InvalidArgument, Overloaded
 from baton.v1 import inference_pb2 as pb
+from router.request_reader import RequestReader
 from router.session import Session
 from tests.fakes import FakeFrontend
 
@@ -57,7 +58,7 @@ async def session(
     frontend: FakeFrontend, counted: AbstractContextManager[None] | None = None
 ) -> AsyncIterator[tuple[Client, asyncio.Task[None]]]:
     client = Client()
-    serving = Session(frontend, lambda: counted or nullcontext())
+    serving = Session(frontend, RequestReader(frontend), lambda: counted or nullcontext())
 
     async def listen() -> None:
         async for response in serving.serve(client.requests()):
