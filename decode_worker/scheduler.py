@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from baton.errors import IntegrityError
+from baton.errors import BatonError, IntegrityError
 from baton.types import FinishReason, PositionLogprobs
 from engine import sample_blocks
 from engine.batch import Drawn, NewSample, Slice, StepOutput, StepPlan
@@ -48,10 +48,11 @@ class Advance:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """`prefilled`: samples whose prompt was completed. `prompt_logprobs`: new ones, per sample."""
+    """`prompt_logprobs`: new ones, per sample. `failed`: samples that cannot go on."""
 
     advances: Sequence[Advance]
     prompt_logprobs: Sequence[tuple[Sample, Sequence[PositionLogprobs]]]
+    failed: Sequence[tuple[Sample, BatonError]]
 
 
 class Scheduler:
@@ -203,17 +204,21 @@ class Scheduler:
     def update(self, plan: StepPlan, output: StepOutput) -> StepResult:
         """Takes the step's results into the samples; finished ones are still to be removed."""
         self._copies.done()
+        planned, self._planned = self._planned, []
+        failed = [(planned[index], error) for index, error in output.failed_slices.items()]
+        if not output.computed:
+            return StepResult((), (), failed)
+        failed += [(self._by_handle[handle], error) for handle, error in output.failed]
         num_decodes = sum(len(piece.token_ids) == 1 for piece in plan.slices)
         self.step_time.observe(plan.num_tokens - num_decodes, num_decodes, output.elapsed_s)
         prompt_logprobs = []
-        for index, (sample, piece) in enumerate(zip(self._planned, plan.slices, strict=True)):
+        for index, (sample, piece) in enumerate(zip(planned, plan.slices, strict=True)):
             sample.num_computed = piece.end
             sample_blocks.publish(sample, self.blocks)
             if index in output.prompt_logprobs:
                 fresh = sample.take_prompt_logprobs(piece.start, output.prompt_logprobs[index])
                 prompt_logprobs.append((sample, fresh))
-        self._planned = []
-        return StepResult([self._advance(drawn) for drawn in output.drawn], prompt_logprobs)
+        return StepResult([self._advance(drawn) for drawn in output.drawn], prompt_logprobs, failed)
 
     # Decode
 

@@ -74,7 +74,7 @@ class _Request:
     transfer: int | None = None
     remote: Sample | None = None
     num_transferred: int = 0
-    verified: HandOffDone | None = None
+    drawn: set[int] = field(default_factory=set)  # samples that the prefill worker drew for
     hand_off: HandOffReport | None = None
     instants: dict[str, float] = field(default_factory=dict)
 
@@ -152,8 +152,7 @@ class DecodeRequests:
                     self._first_tokens(request, event, now_s)
             case HandOffDone(transfer):
                 if request := self._request_of_transfer.get(transfer):
-                    request.verified = event
-                    self._join(request, now_s)
+                    self._join(request, event, now_s)
                 else:  # given up meanwhile; complete, so nobody writes it any more
                     self._fenced(transfer)
             case HandOffFailed(transfer):
@@ -199,18 +198,22 @@ class DecodeRequests:
         return plan
 
     def update(self, plan: StepPlan, output: StepOutput, now_s: float) -> None:
-        self._report(self.scheduler.update(plan, output), now_s)
-        for handle, error in output.failed:
-            if request := self._request_of.get(handle):
+        result = self.scheduler.update(plan, output)
+        for sample, error in result.failed:
+            if request := self._request_of.get(sample.handle):
                 self._end(request, now_s, error)
+        self._report(result, now_s)
 
     def _report(self, result: StepResult, now_s: float) -> None:
         for sample, logprobs in result.prompt_logprobs:
-            router, number = self._request_of[sample.handle].key
-            self._outbox(router).prompt_logprobs.append((number, logprobs))
+            if request := self._request_of.get(sample.handle):
+                router, number = request.key
+                self._outbox(router).prompt_logprobs.append((number, logprobs))
         for advance in result.advances:
             sample = advance.sample
-            request = self._request_of[sample.handle]
+            request = self._request_of.get(sample.handle)
+            if request is None:
+                continue  # another sample of it failed in this step
             if instants.FIRST_TOKEN not in request.instants:
                 request.instants[instants.PREFILL_END] = now_s
                 request.instants[instants.DECODE_START] = now_s
@@ -315,24 +318,28 @@ class DecodeRequests:
                 sample.num_prompt_logprobs = remote.num_prompt_logprobs
         by_index = {sample.sample_index: sample for sample in request.live}
         for token in event.tokens:
-            if drawer := by_index.get(token.sample_index):
+            drawer = by_index.get(token.sample_index)
+            if drawer is not None and token.token_id < self._vocab_size:
+                request.drawn.add(token.sample_index)
                 drawer.token_ids.append(token.token_id)
                 self._say(request, drawer, token.token_id, token.logprobs, now_s)
         for sample in list(request.live):
             reason = sample.finish_reason(self.scheduler.limits.max_model_len)
             if reason is not None:
                 self._end_sample(request, sample, reason, now_s)
-        if request.verified is not None:
-            self._join(request, now_s)
 
-    def _join(self, request: _Request, now_s: float) -> None:
-        """Goes on to decode once KV and first tokens are both here."""
-        done, remote = request.verified, request.remote
-        if done is None or remote is None or not all(s.num_output_tokens for s in request.live):
-            return
+    def _join(self, request: _Request, done: HandOffDone, now_s: float) -> None:
+        """Goes on to decode: every block is here, and before them came the first tokens."""
+        remote = request.remote
+        assert remote is not None
         request.hand_off = done.report
         for name, at_s in done.instants.items():
             request.instants.setdefault(name, at_s)
+        if any(sample.sample_index not in request.drawn for sample in request.live):
+            # The prefill worker could not draw: the last token is computed again, and drawn from here.
+            self._give_up(request, request.num_transferred, fenced=True)
+            self._begin(request, None, now_s)
+            return
         request.instants.setdefault(instants.DECODE_START, now_s)
         siblings = [sample for sample in request.live if sample is not remote]
         self.scheduler.join(remote, siblings, request.num_transferred)
@@ -365,7 +372,8 @@ class DecodeRequests:
     def _forget_transfer(self, request: _Request) -> None:
         assert request.transfer is not None
         del self._request_of_transfer[request.transfer]
-        request.transfer = request.remote = request.verified = None
+        request.transfer = request.remote = None
+        request.drawn.clear()
 
     def _fenced(self, transfer: int) -> None:
         self.scheduler.blocks.lift(self._quarantined.pop(transfer, ()))
@@ -430,8 +438,7 @@ class DecodeRequests:
 
     def _end(self, request: _Request, now_s: float, error: BatonError | None) -> None:
         if request.transfer is not None:
-            complete = request.verified is not None
-            self._give_up(request, request.num_transferred if complete else 0, fenced=complete)
+            self._give_up(request, 0, fenced=False)
         if request in self._reserving:
             self._reserving.remove(request)
         for sample in request.live:

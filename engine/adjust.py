@@ -107,8 +107,21 @@ class Undo:
 
 
 def adjust(logits: Tensor, samples: Sequence[Adjustments]) -> Undo:
-    """Changes the dense `logits` [len(samples), width] in place: bias, penalties, bans."""
+    """Changes the dense `logits` [len(samples), width] in place: bias, penalties, bans. They are as they
+    were where it raises."""
     changes: list[tuple[Tensor, Tensor]] = []
+    try:
+        _adjust(logits, samples, changes)
+    except BaseException:
+        Undo(changes).apply(logits)
+        raise
+    return Undo(changes)
+
+
+def _adjust(
+    logits: Tensor, samples: Sequence[Adjustments], changes: list[tuple[Tensor, Tensor]]
+) -> None:
+    """Appends to `changes` what the logits were, before it changes them."""
     flat = logits.view(-1)
 
     def change(rows: list[int], tokens: list[Ids], new: Callable[[Tensor], Tensor]) -> None:
@@ -136,7 +149,6 @@ def adjust(logits: Tensor, samples: Sequence[Adjustments]) -> Undo:
     if rows := rows_where(lambda sample: sample.bans_enders):
         tokens = [samples[row].enders for row in rows]
         change(rows, tokens, lambda old: torch.full_like(old, -torch.inf))
-    return Undo(changes)
 
 
 def _penalises(params: SamplingParams) -> bool:

@@ -11,7 +11,7 @@ of consecutive tokens of one sample that this step feeds to the model:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from baton.errors import BatonError
@@ -81,9 +81,13 @@ class Drawn:
 @dataclass(frozen=True, slots=True)
 class StepOutput:
     """`drawn` follows the order of slices and their draws, less the samples in `failed` (handle, error),
-    for which no token could be drawn. `prompt_logprobs`: index of the slice -> one entry per target."""
+    for which no token could be drawn. `prompt_logprobs`: index of the slice -> one entry per target.
+    `failed_slices`: index of the slice -> why its log-probabilities are none, or, where nothing of the
+    step was `computed`, why that slice could not be."""
 
     drawn: Sequence[Drawn]
     elapsed_s: float
     prompt_logprobs: dict[int, list[PositionLogprobs]] = field(default_factory=dict)
     failed: Sequence[tuple[int, BatonError]] = ()
+    failed_slices: Mapping[int, BatonError] = field(default_factory=dict)
+    computed: bool = True

@@ -21,6 +21,7 @@ from baton.types import PositionLogprobs
 from engine.attention import StepAttention
 from engine.batch import Drawn, Slice, StepOutput, StepPlan
 from engine.config import EngineConfig
+from engine.draws import Failures, draw_each, select_rows
 from engine.dummy_weights import DummyWeights
 from engine.kv_cache import KvCache, KvCacheLayout
 from engine.models.config import ModelConfig
@@ -34,8 +35,8 @@ from engine.models.registry import (
 )
 from engine.models.shapes import SHAPES
 from engine.numerics import Backends, choose_backends
-from engine.sampler import NonFiniteLogits, Sampler
-from engine.step_inputs import StepInputs, StepLimits, build_inputs
+from engine.sampler import Sampler
+from engine.step_inputs import BadSlices, StepInputs, StepLimits, build_inputs
 from engine.weights import Checkpoint, WeightSource
 
 _log = logging.getLogger(__name__)
@@ -136,23 +137,28 @@ class ModelRunner:
         self.kv_cache.copy_blocks(plan.copies)
         if not plan.slices:
             return StepOutput(drawn=(), elapsed_s=time.perf_counter() - started)
-        inputs = build_inputs(plan.slices, self.limits)
+        try:
+            inputs = build_inputs(plan.slices, self.limits)
+        except BadSlices as error:
+            _log.error("a step was not computed: %s", error)
+            elapsed_s = time.perf_counter() - started
+            return StepOutput((), elapsed_s, failed_slices=error.faults, computed=False)
         attention = StepAttention(
             self.backends.attention, self.kv_cache, inputs.attention, on_layer
         )
         hidden = self.decoder.forward(inputs.token_ids, inputs.positions, attention)
-        prompt_logprobs = self._prompt_logprobs(hidden, plan.slices, inputs)
+        prompt_logprobs, failed_slices = self._prompt_logprobs(hidden, plan.slices, inputs)
         drawn, failed = self._draw(hidden, plan.slices, inputs)
         if self.limits.device.type == "cuda":
             # A step that draws nothing also takes time; the copies of hand-offs are not waited for.
             torch.cuda.current_stream(self.limits.device).synchronize()
-        return StepOutput(drawn, time.perf_counter() - started, prompt_logprobs, failed)
+        elapsed_s = time.perf_counter() - started
+        return StepOutput(drawn, elapsed_s, prompt_logprobs, failed, failed_slices)
 
     def _draw(
         self, hidden: Tensor, slices: Sequence[Slice], inputs: StepInputs
-    ) -> tuple[list[Drawn], list[tuple[int, BatonError]]]:
-        """Draws for every slice that asks; its samples share the logits of its last row. A sample whose
-        logits are no numbers fails, and the others draw as if it were not there."""
+    ) -> tuple[list[Drawn], Failures]:
+        """Draws for every slice that asks; its samples share the logits of its last row."""
         rows: list[int] = []
         logits_rows: list[int] = []
         handles: list[int] = []
@@ -163,36 +169,36 @@ class ModelRunner:
                 handles += piece.draws
         if not handles:
             return [], []
-        logits = _select(self.decoder.logits(_select(hidden, rows)), logits_rows)
-        try:
-            return self.sampler.draw(logits, handles), []
-        except NonFiniteLogits as error:
-            kept = [row for row, handle in enumerate(handles) if handle not in error.handles]
-            drawn = self.sampler.draw(_select(logits, kept), [handles[row] for row in kept])
-            return drawn, [(handle, error) for handle in error.handles]
+        logits = select_rows(self.decoder.logits(select_rows(hidden, rows)), logits_rows)
+        return draw_each(self.sampler, logits, handles)
 
     def _prompt_logprobs(
         self, hidden: Tensor, slices: Sequence[Slice], inputs: StepInputs
-    ) -> dict[int, list[PositionLogprobs]]:
+    ) -> tuple[dict[int, list[PositionLogprobs]], dict[int, BatonError]]:
+        """By index of the slice: what was found, and of which slices nothing can be said."""
         found: dict[int, list[PositionLogprobs]] = {}
+        failed: dict[int, BatonError] = {}
         for index, piece in enumerate(slices):
-            first_row = inputs.attention.slices[index][0]
-            for begin in range(0, len(piece.prompt_targets), _PROMPT_ROWS):
-                targets = piece.prompt_targets[begin : begin + _PROMPT_ROWS]
-                rows = hidden[first_row + begin : first_row + begin + len(targets)]
-                found.setdefault(index, []).extend(
-                    self.sampler.prompt_logprobs(
-                        self.decoder.logits(rows), targets, piece.prompt_top
-                    )
-                )
+            if not piece.prompt_targets:
+                continue
+            try:
+                found[index] = self._slice_logprobs(hidden, piece, inputs.attention.slices[index])
+            except BatonError as error:
+                _log.warning("no log-probabilities of a prompt: %s", error)
+                failed[index] = error
+        return found, failed
+
+    def _slice_logprobs(
+        self, hidden: Tensor, piece: Slice, place: tuple[int, int, int]
+    ) -> list[PositionLogprobs]:
+        first_row = place[0]
+        found: list[PositionLogprobs] = []
+        for begin in range(0, len(piece.prompt_targets), _PROMPT_ROWS):
+            targets = piece.prompt_targets[begin : begin + _PROMPT_ROWS]
+            rows = hidden[first_row + begin : first_row + begin + len(targets)]
+            logits = self.decoder.logits(rows)
+            found += self.sampler.prompt_logprobs(logits, targets, piece.prompt_top)
         return found
-
-
-def _select(x: Tensor, rows: list[int]) -> Tensor:
-    """x[rows], without a copy where that is all of x."""
-    if rows == list(range(x.shape[0])):
-        return x
-    return x[torch.tensor(rows, device=x.device)]
 
 
 def _check(config: EngineConfig) -> None:

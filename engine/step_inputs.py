@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from baton.errors import Internal
+from baton.errors import BatonError, Internal
 from engine.attention import AttentionBatch
 from engine.batch import Slice
 
@@ -31,8 +31,16 @@ class StepInputs:
     attention: AttentionBatch
 
 
+class BadSlices(Exception):
+    """Some slices would corrupt memory: `faults` says of each, by its index, how."""
+
+    def __init__(self, faults: dict[int, BatonError]) -> None:
+        super().__init__(", ".join(f"slice {index}: {why}" for index, why in faults.items()))
+        self.faults = faults
+
+
 def build_inputs(slices: Sequence[Slice], limits: StepLimits) -> StepInputs:
-    """The inputs of one forward pass over `slices`, on the device.
+    """The inputs of one forward pass over `slices`, on the device. Raises BadSlices.
 
     Lists, then one tensor of each: for the few rows of a decode step that is half the time of numpy.
     """
@@ -44,7 +52,8 @@ def build_inputs(slices: Sequence[Slice], limits: StepLimits) -> StepInputs:
     block_size = limits.block_size
     for piece in slices:
         start, end, table = piece.start, piece.end, piece.block_table
-        _check(piece, limits)
+        if _misplaced(piece, limits):
+            raise _bad_slices(slices, limits)
         places.append((len(token_ids), end - start, start))
         token_ids += piece.token_ids
         positions += range(start, end)
@@ -53,7 +62,7 @@ def build_inputs(slices: Sequence[Slice], limits: StepLimits) -> StepInputs:
         ]
         tables.append(table[: -(-end // block_size)])
     if min(token_ids) < 0 or max(token_ids) >= limits.vocab_size:
-        raise Internal(f"a token id is outside the vocabulary of {limits.vocab_size}")
+        raise _bad_slices(slices, limits)
     max_blocks = max(map(len, tables))
     padded = [[*table, *([0] * (max_blocks - len(table)))] for table in tables]
     query_starts = [first_row for first_row, _, _ in places] + [len(token_ids)]
@@ -74,17 +83,32 @@ def build_inputs(slices: Sequence[Slice], limits: StepLimits) -> StepInputs:
     )
 
 
-def _check(piece: Slice, limits: StepLimits) -> None:
-    """A wrong block or position would silently overwrite another request's KV."""
+def _bad_slices(slices: Sequence[Slice], limits: StepLimits) -> BadSlices:
+    faults = {
+        index: _misplaced(piece, limits) or _foreign_token(piece, limits)
+        for index, piece in enumerate(slices)
+    }
+    return BadSlices({index: Internal(fault) for index, fault in faults.items() if fault})
+
+
+def _misplaced(piece: Slice, limits: StepLimits) -> str:
+    """Which of its blocks or positions would silently overwrite another request's KV; empty: none."""
     if not piece.token_ids or piece.start < 0 or piece.end > limits.max_model_len:
-        raise Internal(
+        return (
             f"a slice of {len(piece.token_ids)} tokens at position {piece.start} does not fit "
             f"max_model_len {limits.max_model_len}"
         )
     table = piece.block_table
     if len(table) * limits.block_size < piece.end:
-        raise Internal(f"{len(table)} blocks do not cover position {piece.end - 1}")
+        return f"{len(table)} blocks do not cover position {piece.end - 1}"
     if min(table) < 0 or max(table) >= limits.num_blocks:
-        raise Internal(f"a block table names a block outside 0..{limits.num_blocks - 1}")
+        return f"a block table names a block outside 0..{limits.num_blocks - 1}"
     if len(piece.prompt_targets) > len(piece.token_ids):
-        raise Internal("a slice has more prompt targets than rows")
+        return "a slice has more prompt targets than rows"
+    return ""
+
+
+def _foreign_token(piece: Slice, limits: StepLimits) -> str:
+    if min(piece.token_ids) < 0 or max(piece.token_ids) >= limits.vocab_size:
+        return f"a token id is outside the vocabulary of {limits.vocab_size}"
+    return ""

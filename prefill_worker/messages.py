@@ -170,7 +170,8 @@ class BlockWrites:
 
 @dataclass(frozen=True, slots=True)
 class PromptDone:
-    """The prompt is computed; `drawn` in the order of samples."""
+    """The prompt is computed; `drawn` in the order of samples, less those that could not be drawn for:
+    the reader computes their last token itself."""
 
     number: int
     drawn: Sequence[tuple[int, Drawn]]  # (sample index, ...)

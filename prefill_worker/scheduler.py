@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from baton.errors import BatonError
 from baton.types import PositionLogprobs
 from engine import sample_blocks
 from engine.batch import Drawn, NewSample, Slice, StepOutput, StepPlan
@@ -39,11 +40,13 @@ class PrefillLimits:
 @dataclass(frozen=True, slots=True)
 class PrefillStep:
     """What a step did. `computed`: samples that got tokens computed; `drawn`: those whose prompt is
-    complete, with the tokens of all samples that part from it."""
+    complete, with the tokens of all samples that part from it and could be drawn for; `failed`: those
+    that cannot go on."""
 
     computed: Sequence[Sample]
     drawn: Sequence[tuple[Sample, Sequence[Drawn]]]
     prompt_logprobs: Sequence[tuple[Sample, Sequence[PositionLogprobs]]]
+    failed: Sequence[tuple[Sample, BatonError]]
 
 
 class PrefillScheduler:
@@ -155,8 +158,11 @@ class PrefillScheduler:
 
     def update(self, plan: StepPlan, output: StepOutput) -> PrefillStep:
         """Takes the step's results into the samples; complete ones are held from here on."""
-        self.step_time.observe(plan.num_tokens, 0, output.elapsed_s)
         planned, self._planned = self._planned, []
+        failed = [(planned[index], error) for index, error in output.failed_slices.items()]
+        if not output.computed:
+            return PrefillStep((), (), (), failed)
+        self.step_time.observe(plan.num_tokens, 0, output.elapsed_s)
         drawn_by = {drawn.handle: drawn for drawn in output.drawn}
         drawn: list[tuple[Sample, Sequence[Drawn]]] = []
         prompt_logprobs = []
@@ -166,12 +172,12 @@ class PrefillScheduler:
             if index in output.prompt_logprobs:
                 fresh = sample.take_prompt_logprobs(piece.start, output.prompt_logprobs[index])
                 prompt_logprobs.append((sample, fresh))
-            if sample.num_missing == 0:
+            if sample.num_missing == 0 and index not in output.failed_slices:
                 self._computing.remove(sample)
                 self._held.append(sample)
                 handles = self._draws[sample.handle]
                 drawn.append((sample, [drawn_by[h] for h in handles if h in drawn_by]))
-        return PrefillStep(planned, drawn, prompt_logprobs)
+        return PrefillStep(planned, drawn, prompt_logprobs, failed)
 
     def _slices(self, budget: int, now_s: float) -> Iterator[Slice]:
         self._admit_borrowers()

@@ -187,6 +187,11 @@ class PrefillRequests:
 
     def update(self, plan: StepPlan, output: StepOutput, now_s: float) -> None:
         step = self.scheduler.update(plan, output)
+        if not output.computed:  # so nothing has left
+            for key, writes in self.step_writes:
+                self._requests[key].num_sent_blocks = writes.logical[0]
+        for sample, error in step.failed:
+            self._fence(self._request_of[sample.handle], error)
         for sample, logprobs in step.prompt_logprobs:
             self._request_of[sample.handle].prompt_logprobs += logprobs
         for sample, drawn in step.drawn:
@@ -206,9 +211,6 @@ class PrefillRequests:
                     now_s,
                 ),
             )
-        for handle, error in output.failed:
-            for request in [r for r in self._requests.values() if _draws(r, handle)]:
-                self._fence(request, error)
 
     # Transitions
 
@@ -342,7 +344,3 @@ class PrefillRequests:
 
     def _say(self, key: Key, word: Word) -> None:
         self._words.setdefault(key[0], []).append(word)
-
-
-def _draws(request: _Request, handle: int) -> bool:
-    return any(sample.handle == handle for sample in request.drawing)

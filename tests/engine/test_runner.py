@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from baton.errors import ConfigError, Internal
+from baton.errors import ConfigError
 from engine.batch import NewSample, Slice, StepPlan
 from engine.config import EngineConfig
 from engine.kv_cache import KvCache, KvCacheLayout
@@ -184,10 +184,35 @@ def test_plan_that_would_corrupt_memory_is_refused(
     driver: Driver, changes: dict[str, Any], problem: str
 ) -> None:
     before = driver.runner.kv_cache.buffer.clone()
-    with pytest.raises(Internal, match=problem):
-        driver.run(GOOD, dataclasses.replace(GOOD, **changes))
+    output = driver.run(GOOD, dataclasses.replace(GOOD, **changes))
+    assert not output.computed
+    assert list(output.failed_slices) == [1]
+    assert problem in str(output.failed_slices[1])
     assert torch.equal(driver.runner.kv_cache.buffer, before)
-    driver.run(GOOD)
+    assert driver.run(GOOD).computed
+
+
+@pytest.mark.parametrize("bad", [[1], [0, 1, 2]])
+def test_logits_that_are_no_numbers_fail_their_samples_alone(folder: Path, bad: list[int]) -> None:
+    """Also where no sample is left, and for a prompt's log-probabilities."""
+    driver, poison = Driver(folder), 319
+    with torch.inference_mode():
+        driver.runner.decoder.embeddings[poison] = torch.nan
+    prompts = [[*PROMPT, poison, 5] if index in bad else PROMPT for index in range(3)]
+    slices = [
+        Slice(prompt, 0, driver.table(len(prompt)), (2 * index, 2 * index + 1), prompt[1:])
+        for index, prompt in enumerate(prompts)
+    ]
+    added = [NewSample(handle, handle % 2, GREEDY, prompts[handle // 2], ()) for handle in range(6)]
+    output = driver.run(*slices, added=added)
+    good = [index for index in range(3) if index not in bad]
+    assert [drawn.handle // 2 for drawn in output.drawn] == [i for i in good for _ in range(2)]
+    assert [handle // 2 for handle, _ in output.failed] == [i for i in bad for _ in range(2)]
+    assert list(output.failed_slices) == bad
+    assert list(output.prompt_logprobs) == good
+    if good:
+        (clean,) = Driver(folder).logits(dataclasses.replace(slices[0], draws=()))
+        assert output.drawn[0].token_id == int(clean[-1].argmax())
 
 
 def test_fp16_cache_is_close_to_fp32(folder: Path) -> None:

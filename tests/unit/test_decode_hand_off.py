@@ -252,6 +252,27 @@ def test_log_probabilities_of_the_prompt_are_said_once_however_many_prefill_work
     assert heard == said
 
 
+def test_what_the_prefill_worker_could_not_draw_is_drawn_here() -> None:
+    """Here with a foreign token for one sample, and none for the other."""
+    world = RemoteWorld(num_blocks=64)
+    prompt = list(range(30))
+    world.start((1, 1), prompt, max_tokens=8, n=2, prefill=P)
+    (ask,) = world.asked.values()
+    foreign = [FirstToken(1, VOCAB)]
+    world.role.handle(FirstTokens(ask.transfer, foreign), world.now_s)
+    world.write(ask, len(prompt))
+    world.role.handle(HandOffDone(ask.transfer, REPORT, {}), world.now_s)
+    plan = world.role.schedule(world.now_s)
+    assert plan is not None
+    assert [(piece.start, piece.end) for piece in plan.slices] == [(28, 30)], "the last block alone"
+    world.role.update(plan, world.runner.run(plan), world.now_s)
+    world.run()
+    for index in (0, 1):
+        assert world.tokens[(1, 1), index] == expected_output(prompt, index, 8, VOCAB)
+    assert world.finished == {(1, 1): None}
+    world.assert_nothing_held()
+
+
 @pytest.mark.parametrize("seed", range(25))
 def test_random_lives_with_a_bad_prefill_worker(seed: int) -> None:
     rng = random.Random(seed)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from baton.errors import Cancelled, DeadlineExceeded, Draining, InvalidArgument
+from baton.errors import Cancelled, DeadlineExceeded, Draining, Internal, InvalidArgument
 from baton.types import FinishReason, SamplingParams
 from decode_worker.messages import Cancel, Commands, Key, Outbox, RouterLost, Start, Unreadable
 from decode_worker.scheduler import Scheduler, SchedulerLimits
@@ -260,4 +260,36 @@ def test_what_cannot_be_understood_ends_the_request_that_it_names() -> None:
     assert world.finished[1, 1] is None
     assert isinstance(world.finished[1, 2], InvalidArgument)
     assert isinstance(world.finished[1, 3], InvalidArgument)
+    world.assert_nothing_held()
+
+
+def test_what_a_step_cannot_do_for_a_sample_ends_its_request_alone() -> None:
+    world = World(num_blocks=64)
+    prompts = {number: [10 * number + i for i in range(5)] for number in range(1, 6)}
+    for number, prompt in prompts.items():
+        world.start((1, number), prompt, max_tokens=6, n=2)
+    error = Internal("NaN")
+    for fault in ("not computed", "no log-probabilities", "no draw"):
+        plan = world.role.schedule(world.now_s)
+        assert plan is not None
+        if fault == "not computed":
+            nothing = world.runner.run(replace(plan, slices=()))
+            output = replace(nothing, failed_slices={0: error}, computed=False)
+        elif fault == "no log-probabilities":
+            output = replace(world.runner.run(plan), failed_slices={0: error})
+        else:
+            whole = world.runner.run(plan)
+            bad = whole.drawn[1].handle
+            drawn = [each for each in whole.drawn if each.handle != bad]
+            output = replace(whole, drawn=drawn, failed=[(bad, error)])
+        world.role.update(plan, output, world.now_s)
+        world.collect()
+        world.scheduler.check_integrity()
+    world.run()
+    ended = [number for number in prompts if world.finished[1, number] is error]
+    assert len(ended) == 3
+    for number in prompts.keys() - set(ended):
+        for index in (0, 1):
+            whole_output = expected_output(prompts[number], index, 6, VOCAB)
+            assert world.tokens[(1, number), index] == whole_output
     world.assert_nothing_held()

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -337,7 +337,7 @@ def test_a_deadline_ends_a_prompt_wherever_it_is() -> None:
     world.assert_nothing_held()
 
 
-def test_an_engine_that_cannot_draw_fails_the_request_alone() -> None:
+def test_a_prompt_that_cannot_be_drawn_for_is_handed_over_without_a_token() -> None:
     world = World(num_blocks=32)
     world.ask((1, 1), [1, 2, 3])
     world.ask((1, 2), [4, 5, 6])
@@ -348,9 +348,38 @@ def test_an_engine_that_cannot_draw_fails_the_request_alone() -> None:
     failed = StepOutput([good], 0.01, failed=[(bad.handle, InvalidArgument("NaN"))])
     world.role.update(plan, failed, world.now_s)
     world.obey()
-    world.fence_all()
-    assert isinstance(world.error((1, 1)), InvalidArgument)
+    assert not world.fencing, "its blocks are right, and wanted"
+    assert world.done[1, 1].drawn == []
     assert world.done[1, 2].drawn == [(0, good)]
+
+
+def test_a_slice_that_fails_ends_its_request_alone() -> None:
+    """First one of a step that could not be computed for it, then one without log-probabilities."""
+    world = World(num_blocks=32)
+    prompts = [[10 * key + i for i in range(6)] for key in range(4)]
+    for number, prompt in enumerate(prompts):
+        world.ask((1, number), prompt)
+    for computed, bad in ((False, 0), (True, 1)):
+        plan = world.role.schedule(world.now_s)
+        assert plan is not None
+        assert plan.slices[bad].token_ids == prompts[0 if not computed else 2]
+        output = world.runner.run(plan if computed else replace(plan, slices=()))
+        faults = {bad: InvalidArgument("NaN")}
+        failed = replace(output, failed_slices=faults, computed=computed)
+        if computed:
+            for key, writes in world.role.step_writes:
+                world.write(key, writes)
+        world.role.update(plan, failed, world.now_s)
+        world.obey()
+    world.run()
+    world.land_all()
+    world.fence_all()
+    for number in (0, 2):
+        assert isinstance(world.error((1, number)), InvalidArgument)
+        assert (1, number) not in world.done
+    for number in (1, 3):
+        assert world.is_complete((1, number))
+        world.check_arrived((1, number))
 
 
 def test_log_probabilities_of_the_prompt_come_in_order_and_bypass_the_cache() -> None:
