@@ -23,5 +23,14 @@ def encode(changes: Sequence[tuple[bool, BlockId]]) -> bytes:
 
 
 def decode(records: bytes) -> list[tuple[int, list[BlockId]]]:
-    """The inverse of `encode`, by runs: (REMOVED or STORED, ids)."""
-    return [(kind, ids) for kind, ids in msgpack.unpackb(records)]
+    """The inverse of `encode`, by runs: (REMOVED or STORED, ids). Raises ValueError."""
+    runs = msgpack.unpackb(records)
+    if not isinstance(runs, list):
+        raise ValueError(f"must be a list of runs, is {type(runs).__name__}")
+    for run in runs:
+        match run:
+            case [0 | 1, [*ids]] if all(type(block_id) is bytes for block_id in ids):
+                pass
+            case _:
+                raise ValueError("a run must be 0 or 1, and block ids")
+    return [(kind, ids) for kind, ids in runs]

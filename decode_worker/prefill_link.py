@@ -162,10 +162,8 @@ class PrefillLink:
                             self._welcome(event.welcome)
                         case "alive":
                             self._alive(time.monotonic())
-                        case "wanted":
-                            self._loans.wanted(event.wanted)
-                        case _:
-                            self._receive(event)
+                        case kind:
+                            self._hear(kind, event)
             return PeerLost("it closed the stream")
         except TimeoutError:
             return PeerLost("it does not answer")
@@ -193,11 +191,26 @@ class PrefillLink:
     def _has_died(self) -> bool:
         return self._is_dead or (self._process is not None and self._process.is_dead)
 
-    def _receive(self, event: prefill_pb2.PrefillEvent) -> None:
-        kind = event.WhichOneof("event")
-        transfer = self._transfers.get(getattr(event, str(kind)).attempt)
-        if transfer is None:
+    def _hear(self, kind: str | None, event: prefill_pb2.PrefillEvent) -> None:
+        """A word about one hand-off; one that cannot be understood ends that hand-off."""
+        number = getattr(getattr(event, str(kind), None), "attempt", None)
+        if number is None:
+            log.warning("%s says what is not known here: %s", self._prefill.pool, kind)
             return
+        transfer = self._transfers.get(number)
+        try:
+            if kind == "wanted":
+                self._loans.wanted(event.wanted)
+            elif transfer is not None:
+                self._receive(kind, event, transfer)
+        except Exception as error:
+            log.exception("%s of %s was not understood", kind, self._prefill.pool)
+            if transfer is not None:
+                self._fail(transfer, Internal(f"{kind} was not understood: {error!r}"))
+
+    def _receive(
+        self, kind: str | None, event: prefill_pb2.PrefillEvent, transfer: Transfer
+    ) -> None:
         now_s = time.monotonic()
         match kind:
             case "first_tokens":

@@ -1,8 +1,12 @@
-"""baton.v1.Decode on the wire: streams of routers in, the role's events; outboxes, streams out."""
+"""baton.v1.Decode on the wire: streams of routers in, the role's events; outboxes, streams out.
+
+A message that cannot be understood costs the request that it names, and the stream goes on.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from itertools import count
@@ -22,7 +26,11 @@ from decode_worker.messages import (
     RouterId,
     RouterLost,
     Start,
+    Unreadable,
 )
+from worker.door import not_understood
+
+log = logging.getLogger(__name__)
 
 Clock = Callable[[], float]
 
@@ -74,27 +82,40 @@ class DecodeService(decode_pb2_grpc.DecodeServicer):
     ) -> None:
         try:
             async for message in messages:
-                match message.WhichOneof("message"):
-                    case "hello":
-                        pass  # a router's name is for logs; the stream itself is its identity
-                    case "start":
-                        if message.start.incarnation != self.incarnation:
-                            raise Unavailable(
-                                "the pool that was meant is gone: this is another one"
-                            )
-                        self.post(_start(router, message.start, self._clock()))
-                    case "cancel":
-                        self.post(_cancel(router, message.cancel))
-                    case "reroute":
-                        self.post(_reroute(router, message.reroute))
-                    case "clock_probe":
-                        probe = message.clock_probe
-                        probe.worker_time_s = self._clock()
-                        outgoing.put_nowait(decode_pb2.DecodeMessage(clock_probe=probe))
-                    case kind:
-                        raise InvalidArgument(f"{kind!r} is not expected here", field="message")
+                kind = message.WhichOneof("message")
+                try:
+                    self._hear(router, kind, message, outgoing)
+                except Exception as error:
+                    log.warning("%s of a router was not understood: %r", kind, error)
+                    if key := getattr(getattr(message, str(kind), None), "key", 0):
+                        self.post(Unreadable((router, key), not_understood(error, kind)))
         finally:
             outgoing.put_nowait(None)
+
+    def _hear(
+        self,
+        router: RouterId,
+        kind: str | None,
+        message: decode_pb2.RouterMessage,
+        outgoing: asyncio.Queue[decode_pb2.DecodeMessage | None],
+    ) -> None:
+        match kind:
+            case "hello":
+                pass  # a router's name is for logs; the stream itself is its identity
+            case "start":
+                if message.start.incarnation != self.incarnation:
+                    raise Unavailable("the pool that was meant is gone: this is another one")
+                self.post(_start(router, message.start, self._clock()))
+            case "cancel":
+                self.post(_cancel(router, message.cancel))
+            case "reroute":
+                self.post(_reroute(router, message.reroute))
+            case "clock_probe":
+                probe = message.clock_probe
+                probe.worker_time_s = self._clock()
+                outgoing.put_nowait(decode_pb2.DecodeMessage(clock_probe=probe))
+            case _:
+                raise InvalidArgument("is not known here", field="message")
 
 
 def _start(router: RouterId, message: decode_pb2.Start, now_s: float) -> Start:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from itertools import count
@@ -29,10 +30,14 @@ from prefill_worker.messages import (
     ReaderId,
     ReaderLost,
     Resend,
+    Unreadable,
     Word,
 )
 from prefill_worker.push import Arrived, Pusher
 from prefill_worker.streams import Stream, Streams
+from worker.door import not_understood
+
+log = logging.getLogger(__name__)
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -133,28 +138,41 @@ class PrefillService(prefill_pb2_grpc.PrefillServicer):
         reader = stream.reader
         try:
             async for command in commands:
-                match command.WhichOneof("command"):
-                    case "hello":
-                        stream.outgoing.put_nowait(await self._welcome(stream, command.hello))
-                        stream.welcome = True
-                    case "start":
-                        self._names[reader, command.start.attempt] = command.start.request_id
-                        self.post(_ask(reader, command.start))
-                    case "cancel":
-                        self.post(Cancel((reader, command.cancel.attempt)))
-                    case "confirm":
-                        self.post(Confirm((reader, command.confirm.attempt)))
-                    case "resend":
-                        resend = command.resend
-                        self.post(Resend((reader, resend.attempt), list(resend.logical_blocks)))
-                    case "lent":
-                        self.borrower.lent((reader, command.lent.attempt), command.lent.checksums)
-                    case "not_lent":
-                        self.borrower.not_lent((reader, command.not_lent.attempt))
-                    case kind:
-                        raise InvalidArgument(f"{kind!r} is not expected here", field="command")
+                kind = command.WhichOneof("command")
+                if kind == "hello":
+                    stream.outgoing.put_nowait(await self._welcome(stream, command.hello))
+                    stream.welcome = True
+                    continue
+                try:
+                    self._hear(reader, kind, command)
+                except Exception as error:  # costs the hand-off that it names
+                    log.warning("%s of a decode worker was not understood: %r", kind, error)
+                    named = getattr(getattr(command, str(kind), None), "attempt", 0)
+                    if named:
+                        self.post(Unreadable((reader, named), not_understood(error, kind)))
         finally:
             stream.outgoing.put_nowait(None)
+
+    def _hear(
+        self, reader: ReaderId, kind: str | None, command: prefill_pb2.PrefillCommand
+    ) -> None:
+        match kind:
+            case "start":
+                self._names[reader, command.start.attempt] = command.start.request_id
+                self.post(_ask(reader, command.start))
+            case "cancel":
+                self.post(Cancel((reader, command.cancel.attempt)))
+            case "confirm":
+                self.post(Confirm((reader, command.confirm.attempt)))
+            case "resend":
+                resend = command.resend
+                self.post(Resend((reader, resend.attempt), list(resend.logical_blocks)))
+            case "lent":
+                self.borrower.lent((reader, command.lent.attempt), command.lent.checksums)
+            case "not_lent":
+                self.borrower.not_lent((reader, command.not_lent.attempt))
+            case _:
+                raise InvalidArgument("is not known here", field="command")
 
     async def _welcome(
         self, stream: Stream, hello: prefill_pb2.PrefillHello

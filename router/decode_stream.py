@@ -4,7 +4,8 @@
     dispatcher <--Leg.take()----- DecodeStream <==Serve== worker      one message per step
 
 A `Leg` is one attempt of one request on this worker. When the stream breaks every leg on it learns so
-at once (`Unavailable`), and the stream is opened again for as long as the worker is registered.
+at once (`Unavailable`), and the stream is opened again for as long as the worker is registered. What
+cannot be understood about a leg ends that leg alone (`Internal`).
 """
 
 from __future__ import annotations
@@ -163,6 +164,9 @@ class DecodeStream:
                 reason = "the worker closed the stream"
             except grpc.aio.AioRpcError as error:
                 reason = error.details() or error.code().name
+            except Exception as error:  # requests go on elsewhere, and nobody else keeps it open
+                log.exception("the stream to worker %s failed", self.worker_id)
+                reason = repr(error)
             finally:
                 self.connected = False
                 self._lose_all(Unavailable(f"worker {self.worker_id} was lost"))
@@ -209,6 +213,8 @@ class DecodeStream:
             case "clock_probe":
                 probe = message.clock_probe
                 self.clock_offset.update(probe.router_time_s, probe.worker_time_s, now_s)
+            case kind:
+                log.warning("worker %s says what is not known here: %s", self.worker_id, kind)
 
     def _deliver(self, step: decode_pb2.StepOutputs) -> None:
         """Puts what a step says into the legs it concerns, and wakes them. A leg that was closed here,
@@ -216,10 +222,17 @@ class DecodeStream:
         legs = self._legs
         logprobs = {row.row: convert.logprobs_from_proto(row.logprobs) for row in step.logprobs}
         indices: Iterable[int] = step.sample_indices or repeat(0, len(step.keys))
-        columns = zip(step.keys, indices, step.token_ids, strict=True)
-        for row, (key, sample_index, token_id) in enumerate(columns):
-            if leg := legs.get(key):
-                leg.pending.rows.append(Row(sample_index, token_id, logprobs.get(row)))
+        if len(step.keys) == len(step.token_ids) and len(step.sample_indices) in (
+            0,
+            len(step.keys),
+        ):
+            columns = zip(step.keys, indices, step.token_ids, strict=False)
+            for row, (key, sample_index, token_id) in enumerate(columns):
+                if leg := legs.get(key):
+                    leg.pending.rows.append(Row(sample_index, token_id, logprobs.get(row)))
+        else:  # whose token is whose cannot be said
+            for key in set(step.keys):
+                self._not_understood(key, "its columns of tokens have different lengths")
         touched = legs.keys() & set(step.keys)
         for prompt in step.prompt_logprobs:
             if leg := legs.get(prompt.key):
@@ -227,15 +240,25 @@ class DecodeStream:
                 touched.add(prompt.key)
         for ended in step.finished_samples:
             if leg := legs.get(ended.key):
-                leg.pending.ended.append(_sample_end(ended))
-                touched.add(ended.key)
+                try:
+                    leg.pending.ended.append(_sample_end(ended))
+                    touched.add(ended.key)
+                except ValueError as error:
+                    self._not_understood(ended.key, str(error))
         for finished in step.finished:
             if leg := legs.pop(finished.key, None):
                 leg.pending.end = self._leg_end(finished)
                 leg.wake()
                 touched.discard(finished.key)
-        for key in touched:
+        for key in touched & legs.keys():
             legs[key].wake()
+
+    def _not_understood(self, key: int, problem: str) -> None:
+        """What the worker said about a leg makes no sense: the leg ends, here and there."""
+        if leg := self._legs.get(key):
+            log.warning("worker %s about request %d: %s", self.worker_id, key, problem)
+            self.close_leg(key)
+            leg.lose(Internal(f"worker {self.worker_id} was not understood: {problem}"))
 
     def _leg_end(self, message: decode_pb2.RequestFinished) -> LegEnd:
         return LegEnd(
@@ -256,7 +279,8 @@ class DecodeStream:
 
 
 def _sample_end(message: decode_pb2.SampleFinished) -> SampleEnd:
+    """Raises ValueError where it gives no reason, or one of a later version."""
     reason = convert.finish_reason_from_proto(message.reason)
     if reason is None:
-        raise Internal("the worker ended a sample without a reason")
+        raise ValueError("a sample ended without a reason")
     return SampleEnd(message.sample_index, reason, message.stop_token_id)

@@ -1,4 +1,5 @@
-"""Keeps the index equal to a pool's cache: a snapshot, then numbered deltas; a gap asks for a new one."""
+"""Keeps the index equal to a pool's cache: a snapshot, then numbered deltas; a gap, or records that cannot
+be understood, ask for a new one."""
 
 from __future__ import annotations
 
@@ -44,6 +45,9 @@ class KvFollower:
                     reason = "a gap in its numbers"
                 except grpc.aio.AioRpcError as error:
                     reason = error.details() or error.code().name
+                except ValueError as error:
+                    log.warning("KV events of %s cannot be understood: %s", self._pool, error)
+                    reason = "records that cannot be understood"
                 self.connected = False
                 self._index.drop(self._pool)
                 log.info("KV events of %s begin anew: %s", self._pool, reason)

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from baton.block_id import MAX_SALT_BYTES
-from baton.errors import InvalidArgument
+from baton.errors import BatonError, InvalidArgument
 from baton.sampling_ranges import check_sampling, check_token_ids
 from baton.types import SamplingParams
 
@@ -30,3 +30,10 @@ def check_request(
         raise InvalidArgument(f"has {len(salt)} bytes, {MAX_SALT_BYTES} are the most", field="salt")
     if deadline_s is not None and math.isnan(deadline_s):
         raise InvalidArgument("must be a number of seconds", field="timeout_s")
+
+
+def not_understood(error: Exception, kind: str | None) -> BatonError:
+    """What whoever sent a message of `kind` hears of the error that reading it raised."""
+    return (
+        error if isinstance(error, BatonError) else InvalidArgument(repr(error), field=kind or "")
+    )
