@@ -6,8 +6,8 @@ the name of what happened, and its arguments. Block ids are in hex; what workers
     put WORKER DRAINING · report LOAD · remove WORKER_ID · replicas NUMBER COUNT
     elsewhere POOL REQUESTS TOKENS (one for each pool of each router) · elsewhere_end
     store POOL [ids] · forget POOL [ids] · drop POOL
-    route MODEL TOKENS [ids] BLOCK_SIZE KV_BYTES_PER_TOKEN {pool: bytes/s} [pools that take nothing]
-          DECODE PREFILL                     the pair; null for none
+    route MODEL WEIGHTS TOKENS [ids] BLOCK_SIZE KV_BYTES_PER_TOKEN {pool: bytes/s} [pools that take
+          nothing] DECODE PREFILL            the pair; null for none
     apart DECODE PREFILL INCARNATION UNTIL     the two are not paired; null: never again
     reroute NUMBER TOKENS {pool: bytes/s} [pools that take nothing] PREFILL
     commit NUMBER (of the last choice) · computed NUMBER · end NUMBER OUTPUT_TOKENS
@@ -24,7 +24,7 @@ from baton import convert
 from baton.types import BlockId, PoolId, PoolLoad, WorkerInfo
 from baton.v1 import common_pb2
 
-HEADER = json.dumps({"baton_record": 1})
+HEADER = json.dumps({"baton_record": 2})
 
 
 def line(at_s: float, name: str, *arguments: Any) -> str:

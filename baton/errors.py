@@ -12,6 +12,7 @@
     +-- Unavailable            no worker can serve this now
     |   +-- Draining           this process is leaving; any other one serves the request
     |   +-- PeerLost           the other side of a hand-off is gone, or makes no progress
+    |   +-- WeightsGone        the weights with which an answer was begun are served no more
     +-- IncompatiblePeer       fingerprints that cannot be paired
     +-- IntegrityError         bytes or accounting are not what they must be
     +-- Internal               a defect of Baton
@@ -86,6 +87,10 @@ class PeerLost(Unavailable):
     pass
 
 
+class WeightsGone(Unavailable):
+    pass
+
+
 class IncompatiblePeer(BatonError):
     pass
 
@@ -124,6 +129,7 @@ STATUS: dict[type[BatonError], Status] = {
     Unavailable: Status("unavailable", "UNAVAILABLE", 503),
     Draining: Status("draining", "UNAVAILABLE", 503),
     PeerLost: Status("peer_lost", "UNAVAILABLE", 503),
+    WeightsGone: Status("weights_gone", "UNAVAILABLE", 503),
     IncompatiblePeer: Status("incompatible_peer", "FAILED_PRECONDITION", 409),
     IntegrityError: Status("integrity", "DATA_LOSS", 500),
     Internal: Status("internal", "INTERNAL", 500),

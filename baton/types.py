@@ -82,6 +82,14 @@ class PoolId(NamedTuple):  # is a key wherever requests go by: a tuple hashes fa
         return f"{self.worker_id}/{self.dp_rank}" if self.dp_rank else self.worker_id
 
 
+class Weights(NamedTuple):  # a key, too
+    """One set of weights under a model's name. While a model is updated there are two: what one has computed
+    is worth nothing to the other, and an answer begun with one is never continued with the other."""
+
+    model: str
+    identity: str
+
+
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
     """`identity` must be equal for two workers to be paired; the rest is the layout a plan converts."""
@@ -113,6 +121,10 @@ class WorkerInfo:
     transports: tuple[str, ...]
     host_id: str
     pid: int
+
+    @property
+    def weights(self) -> Weights:
+        return Weights(self.model, self.fingerprint.identity)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from typing import Any
 
 from baton.block_id import chain, salt
 from baton.prefill_cost import PrefillCost
-from baton.types import BlockId, Fingerprint, PoolId, PoolLoad, Role, WorkerInfo
+from baton.types import BlockId, Fingerprint, PoolId, PoolLoad, Role, Weights, WorkerInfo
 from bench.router_tokenizer import trained_on_prose
 from bench.statistics import percentile
 from router.chooser import Chooser, PromptBlocks
@@ -24,7 +24,7 @@ from router.index import BlockIndex
 from router.policy import PolicySettings
 from router.pools import Pool, Pools
 
-_MODEL = "model"
+_WEIGHTS = Weights("model", "weights")
 _BATCH = 10_000  # blocks stored at a time, as a snapshot has them
 _NUM_SHARED_BLOCKS = 32
 
@@ -91,7 +91,7 @@ class _World:
         depth = rng.randrange(len(stem))
         block_ids = [*stem[:depth], *self._blocks(len(stem) - depth)]
         prompt = PromptBlocks(
-            _MODEL, settings.num_prompt_tokens + 1, block_ids, settings.block_size, 24_576.0
+            _WEIGHTS, settings.num_prompt_tokens + 1, block_ids, settings.block_size, 24_576.0
         )
         now_s = time.perf_counter()
         choice = self._chooser.choose(prompt, _takes, now_s)
@@ -168,8 +168,8 @@ def _worker(number: int, settings: DecisionSettings) -> WorkerInfo:
         incarnation=1,
         role=Role.PREFILL if number % 2 else Role.DECODE,
         address="",
-        model=_MODEL,
-        fingerprint=Fingerprint("model", settings.block_size, 1, "fp16", 32, 8, 128),
+        model=_WEIGHTS.model,
+        fingerprint=Fingerprint(_WEIGHTS.identity, settings.block_size, 1, "fp16", 32, 8, 128),
         max_model_len=1 << 20,
         vocab_size=32_000,
         num_dp_ranks=1,

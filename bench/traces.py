@@ -66,7 +66,7 @@ def _record(file: TextIO, path: Path) -> Iterator[PlannedRequest]:
         try:
             at_s, name, *arguments = json.loads(line)
             if name == "route":
-                _, num_tokens, ids, block_size, *_ = arguments
+                _, _, num_tokens, ids, block_size, *_ = arguments
                 hashes = tuple(numbers[each] for each in ids)
                 waiting = [PlannedRequest(0, num_tokens, 1, at_s, hashes, block_size)]
             elif name == "commit":

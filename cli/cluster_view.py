@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Group, RenderableType
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -19,6 +21,7 @@ from cli.output import count, jsonable, milliseconds, plain_table
 from cli.timeline import phases, timeline_json
 
 _BAR_CELLS = 8
+_IDENTITY_CHARS = 6  # tell two sets of weights apart
 _LEASE_WARNING_S = 2.0
 _STATE_STYLES = {"waiting": "yellow", "running": "cyan"}
 
@@ -55,13 +58,25 @@ def render(snapshot: Snapshot) -> RenderableType:
     ]
     if snapshot.workers:
         parts.append(_workers(snapshot.workers))
+    parts += [
+        f"[yellow]workers of {escape(model)} have several sets of weights (under the role)[/]"
+        for model in _mixed(snapshot.workers)
+    ]
     if snapshot.requests is not None:
         parts.append("")
         parts.append(_requests(snapshot.requests) if snapshot.requests else "no requests yet")
     return Group(*parts)
 
 
+def _mixed(members: Sequence[Member]) -> set[str]:
+    """The models that are served with more than one set of weights."""
+    sets = {member.info.weights for member in members}
+    models = Counter(each.model for each in sets)
+    return {model for model, count in models.items() if count > 1}
+
+
 def _workers(members: Sequence[Member]) -> Table:
+    mixed = _mixed(members)
     table = plain_table()
     table.add_column("worker", overflow="fold", min_width=15)
     table.add_column("model", overflow="fold")
@@ -73,6 +88,9 @@ def _workers(members: Sequence[Member]) -> Table:
         info = member.info
         name = Text(info.worker_id, style="bold").append(f"\n{info.address}", style="not bold dim")
         model = Text(info.model).append(f"\n{info.role.name.lower()}", style="dim")
+        if info.model in mixed:
+            weights = info.fingerprint.identity[:_IDENTITY_CHARS]
+            model.append(f"\n{weights}", style="yellow")
         lease = _lease(member)
         if not member.loads:
             table.add_row(name, model, Text("not reported yet", style="dim"), "", "", lease)

@@ -13,7 +13,7 @@ from typing import Any
 from baton import decision_records as records
 from baton.errors import ConfigError
 from baton.state.base import InFlight
-from baton.types import PoolId
+from baton.types import PoolId, Weights
 from router.chooser import Chooser, PromptBlocks, Takes
 from router.commitment import Commitment
 from router.index import BlockIndex
@@ -119,6 +119,7 @@ class _Router:
         self,
         at_s: float,
         model: str,
+        identity: str,
         num_tokens: int,
         ids: list[str],
         block_size: int,
@@ -130,7 +131,11 @@ class _Router:
     ) -> Decision:
         takes = self._takes(rates, idle)
         prompt = PromptBlocks(
-            model, num_tokens, records.ids_from(ids), block_size, kv_bytes_per_token
+            Weights(model, identity),
+            num_tokens,
+            records.ids_from(ids),
+            block_size,
+            kv_bytes_per_token,
         )
         choice = self._chooser.choose(prompt, takes, at_s)
         self._last = (choice, prompt) if choice else None

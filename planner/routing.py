@@ -86,12 +86,12 @@ class BatonRouting:
         self._in_flight: dict[int, tuple[Ticket, Commitment]] = {}
         for worker in workers:
             self.pools.put(worker)
-        (self._model,) = {worker.model for worker in workers}
+        (self._weights,) = {worker.weights for worker in workers}
 
     def arrive(self, request: SimulatedRequest, now_s: float) -> None:
         arrival = request.arrival
         prompt = PromptBlocks(
-            self._model,
+            self._weights,
             arrival.num_prompt_tokens,
             arrival.block_ids,
             self._block_size,
@@ -109,7 +109,7 @@ class BatonRouting:
 
     def note_load(self, load: PoolLoad, now_s: float) -> None:
         self.pools.report(load)
-        self._admission.capacity = capacity_of(self.pools, self._model)
+        self._admission.capacity = capacity_of(self.pools, self._weights.model)
         self._settle(now_s)
 
     def note_computed(self, request: SimulatedRequest, now_s: float) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from baton.types import BlockId, Role
+from baton.types import BlockId, Role, Weights
 from router.commitment import Commitment
 from router.index import BlockIndex, Matches
 from router.policy import Choice, Demand, PolicySettings, choose
@@ -21,7 +21,7 @@ Takes = Callable[[Pool], bool]  # whether a pool can take a request now
 class PromptBlocks:
     """A prompt as routing sees it. `block_ids`: of its full blocks."""
 
-    model: str
+    weights: Weights
     num_tokens: int
     block_ids: Sequence[BlockId]
     block_size: int
@@ -57,6 +57,10 @@ class Chooser:
 
     def choose(self, prompt: PromptBlocks, takes: Takes, now_s: float) -> Choice | None:
         """The best pair of those pools that `takes` allows; None where no decode pool is among them."""
+        return self.predict(prompt, takes, now_s)
+
+    def predict(self, prompt: PromptBlocks, takes: Takes, now_s: float) -> Choice | None:
+        """What `choose` would choose, where nothing may come of it."""
         hits = self.hits(prompt)
         decode, prefill = self._candidates(prompt, hits, takes)
         return self._best(prompt, hits, decode, prefill, now_s)
@@ -104,7 +108,7 @@ class Chooser:
             is_decode = pool.worker.role is Role.DECODE
             return (is_decode or prompt.num_tokens <= pool.worker.max_model_len) and takes(pool)
 
-        return shortlist(self.pools, prompt.model, hits, can)
+        return shortlist(self.pools, prompt.weights, hits, can)
 
     def _best(
         self,

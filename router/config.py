@@ -36,6 +36,7 @@ class RouterConfig:
     max_prefill_attempts: int = 3
     pair_retry_s: float = 10.0
     no_worker_wait_s: float = 10.0  # for a worker to come back before a request is given up
+    continue_on_other_weights: bool = False  # answers begun with weights that are served no more
     drain_grace_s: float = 30.0
     num_logged_requests: int = 1000
     admission: AdmissionSettings = field(default_factory=AdmissionSettings)

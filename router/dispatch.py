@@ -36,7 +36,7 @@ from router.commitment import Commitment
 from router.config import RouterConfig
 from router.decode_stream import Leg, LegUpdate
 from router.fleet import Fleet
-from router.frontend import Admitted, Finished, GenerateUpdate, ModelCard, PromptLogprobs
+from router.frontend import Finished, GenerateUpdate, ModelCard, PromptLogprobs
 from router.gate import Gate, Place
 from router.intake import Intake
 from router.policy import Choice
@@ -44,6 +44,7 @@ from router.pools import Pool
 from router.request import GenerateInput
 from router.request_life import RequestLife
 from router.request_log import RequestLog
+from router.weights_choice import WeightsChoice
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +69,9 @@ class Dispatcher:
         self._fleet = fleet
         self._gate = gate
         self._requests = requests
+        self._weights = WeightsChoice(
+            intake.models, chooser, mixes=config.continue_on_other_weights
+        )
 
     def models(self) -> Sequence[ModelCard]:
         return self._intake.models.cards()
@@ -84,13 +88,14 @@ class Dispatcher:
         with self._requests.recording(life):
             async with self._place(life) as place:
                 life.instants[instants.ADMITTED] = time.monotonic()
-                yield Admitted(
-                    life.request_id, life.model.name, life.params.seed, len(life.prompt_token_ids)
-                )
+                yield life.admitted()
                 if deltas := life.ended_when_received():
                     yield deltas
                 while not life.done:
+                    identity = life.fingerprint.identity
                     choice = await self._route(life)
+                    if life.fingerprint.identity != identity:
+                        yield life.admitted()
                     async with aclosing(self._attempt(life, choice, place)) as updates:
                         async for update in updates:
                             yield update
@@ -111,7 +116,9 @@ class Dispatcher:
     async def _receive(self, request: GenerateInput) -> RequestLife:
         self._gate.check_quota(request.tenant)
         request = replace(request, priority=self._gate.class_of(request.priority))
-        return await self._intake.receive(request)
+        life = await self._intake.receive(request)
+        self._weights.begin(life, self._takes(life), time.monotonic())
+        return life
 
     # 2. Admit: wait for a place, and account for the tenant's tokens
 
@@ -146,14 +153,11 @@ class Dispatcher:
         if life.deadline_s is not None:
             give_up_s = min(give_up_s, life.deadline_s)
         while True:
-            if choice := self._choose(life):
+            if choice := self._weights.choose(life, self._takes(life), time.monotonic()):
                 life.instants.setdefault(instants.ROUTED, time.monotonic())
                 return choice
             if not await self._fleet.wait_for_change(give_up_s - time.monotonic()):
                 raise self._nobody(life)
-
-    def _choose(self, life: RequestLife) -> Choice | None:
-        return self._chooser.choose(life.prompt_blocks(), self._takes(life), time.monotonic())
 
     def _takes(self, life: RequestLife) -> Takes:
         """What may be asked for this request: of prefill workers a bounded number, and none twice."""
@@ -169,6 +173,8 @@ class Dispatcher:
     def _nobody(self, life: RequestLife) -> BatonError:
         if life.deadline_s is not None and time.monotonic() >= life.deadline_s:
             return DeadlineExceeded("the deadline passed before a worker was up")
+        if self._weights.are_gone(life):
+            return self._weights.gone(life, life.fingerprint.identity)
         return Unavailable(f"no worker of model {life.model.name!r} is up", retry_after_s=1.0)
 
     # 4. Attempt: follow one leg until the request ends or the worker is lost
@@ -266,6 +272,7 @@ class Dispatcher:
         life.num_prompt_logprobs_seen += len(update.prompt_logprobs)
         fresh = update.prompt_logprobs[max(0, life.num_prompt_logprobs - seen) :]
         life.num_prompt_logprobs += len(fresh)
+        life.weights_settled |= bool(fresh)
         return tuple(fresh)
 
     def _cancel_finished(self, life: RequestLife, leg: Leg, update: LegUpdate) -> None:

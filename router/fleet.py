@@ -7,6 +7,7 @@ is open; the stream's end is the normal way its death is seen, long before its l
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 
@@ -22,6 +23,8 @@ from router.decode_stream import DecodeStream, Leg
 from router.index import BlockIndex
 from router.kv_follower import KvFollower
 from router.pools import Pool, Pools
+
+log = logging.getLogger(__name__)
 
 _MEASURE_INTERVAL_S = 1.0  # a change of loads alone is told at most so often
 
@@ -74,6 +77,10 @@ class Fleet:
         self._on_capacity = on_capacity
         self._measured_s = 0.0  # when the capacities were told last
         self._workers: dict[str, _Worker] = {}
+        self._told: dict[
+            str, dict[str, list[str]]
+        ] = {}  # the workers of each set of weights, by model
+        self._told_version = -1
         self._changed = asyncio.Condition()
 
     def takes(self, pool: Pool) -> bool:
@@ -156,5 +163,26 @@ class Fleet:
         self._measured_s = time.monotonic()
         for model in self.pools.models():
             self._on_capacity(model, capacity_of(self.pools, model))
+        self._tell_of_weights()
         async with self._changed:
             self._changed.notify_all()
+
+    def _tell_of_weights(self) -> None:
+        """Says so where workers of one model have several sets of weights, and when that is over."""
+        if self._told_version == self.pools.version:
+            return
+        self._told_version = self.pools.version
+        for model in self.pools.models():
+            found: dict[str, list[str]] = {}
+            for worker in self.pools.workers(model):
+                found.setdefault(worker.fingerprint.identity, []).append(worker.worker_id)
+            told = self._told.get(model, {})
+            self._told[model] = found
+            if len(found) > 1 and found != told:
+                each = "; ".join(f"{name} on {', '.join(ids)}" for name, ids in found.items())
+                log.warning(
+                    "model %s is served with %d sets of weights: %s. No answer mixes them",
+                    *(model, len(found), each),
+                )
+            elif len(found) == 1 < len(told):
+                log.info("model %s is served with one set of weights again: %s", model, *found)

@@ -26,12 +26,14 @@ class ModelCard:
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """First of all: what is settled, enough for another router to continue the request."""
+    """First of all: what is settled, enough for another router to continue the request. Again where other
+    `weights` (their identity) take over before anything was computed."""
 
     request_id: str
     model: str
     seed: int
     num_prompt_tokens: int
+    weights: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -114,7 +114,7 @@ def _begin(request: GenerateInput, model: ServedModel, received_s: float) -> Req
         token_ids,
         {instants.RECEIVED: received_s},
     )
-    life.block_ids()
+    life.name_blocks()
     return life
 
 

@@ -20,20 +20,19 @@ _SCALE_BYTES = {"int8": 8, "fp8": 8}  # of k or v of one head in one block
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """A model as a request meets it. `fingerprint` is that of its workers; its identity salts the
-    block ids."""
+    """A model as a request meets it. `fingerprints`: one for each set of weights that its decode workers
+    have, the longest known first; there are several while a model is updated."""
 
     name: str
     text: ModelText | None
     limits: ModelLimits
-    fingerprint: Fingerprint
+    fingerprints: tuple[Fingerprint, ...]
 
-    @property
-    def kv_bytes_per_token(self) -> float:
-        layout = self.fingerprint
-        scale = _SCALE_BYTES.get(layout.kv_dtype, 0) / layout.block_size
-        head = layout.head_dim * _DTYPE_BYTES[layout.kv_dtype] + scale
-        return 2 * layout.num_layers * layout.num_kv_heads * head
+
+def kv_bytes_per_token(layout: Fingerprint) -> float:
+    scale = _SCALE_BYTES.get(layout.kv_dtype, 0) / layout.block_size
+    head = layout.head_dim * _DTYPE_BYTES[layout.kv_dtype] + scale
+    return 2 * layout.num_layers * layout.num_kv_heads * head
 
 
 @dataclass(slots=True)
@@ -78,6 +77,11 @@ class Models:
             raise Unavailable(f"no worker of model {name!r} is up", retry_after_s=1.0)
         return served
 
+    def fingerprints(self, name: str) -> tuple[Fingerprint, ...]:
+        """Of each set of weights with which the model called `name` is served now."""
+        served = self._known().get(name)
+        return served.fingerprints if served else ()
+
     def _known(self) -> Mapping[str, ServedModel | None]:
         """All models by name. Every request asks, so it is found out only when workers change."""
         if self._version != self.pools.version:
@@ -100,5 +104,7 @@ class Models:
         if text is not None:
             limits = text.limits(max_model_len)
         else:
-            limits = ModelLimits(workers[0].vocab_size, max_model_len, has_text=False)
-        return ServedModel(name, text, limits, workers[0].fingerprint)
+            vocab_size = min(worker.vocab_size for worker in workers)
+            limits = ModelLimits(vocab_size, max_model_len, has_text=False)
+        by_identity = {each.fingerprint.identity: each.fingerprint for each in reversed(workers)}
+        return ServedModel(name, text, limits, tuple(reversed(by_identity.values())))

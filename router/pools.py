@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from baton.prefill_cost import PrefillCost
 from baton.state.base import InFlight
-from baton.types import PoolId, PoolLoad, Role, WorkerInfo
+from baton.types import PoolId, PoolLoad, Role, Weights, WorkerInfo
 from router.load_order import LoadOrder
 from router.prefill_queue import PrefillQueue, Queued
 
@@ -158,7 +158,7 @@ class Pools:
     """All pools of all live workers."""
 
     _by_id: dict[PoolId, Pool] = field(default_factory=dict)
-    _peers: dict[tuple[Role, str], LoadOrder[Pool]] = field(default_factory=dict)
+    _peers: dict[tuple[Role, Weights], LoadOrder[Pool]] = field(default_factory=dict)
     _replica: tuple[int, int] = (0, 1)
     _is_shared_out: bool = True
     version: int = 0  # grows whenever a worker comes, goes or describes itself anew
@@ -174,7 +174,7 @@ class Pools:
                 if known is not None:
                     known.leave()
                 pool = self._by_id[pool_id] = Pool(pool_id, worker, draining=draining)
-                pool.join(self.by_load(worker.role, worker.model))
+                pool.join(self.by_load(worker.role, worker.weights))
                 self._is_shared_out = False
             else:
                 known.worker, known.draining = worker, draining
@@ -237,13 +237,23 @@ class Pools:
     def __iter__(self) -> Iterator[Pool]:
         return iter(self._by_id.values())
 
-    def by_load(self, role: Role, model: str) -> LoadOrder[Pool]:
-        """All pools of `model` in `role`, least loaded first; some may be draining."""
-        return self._peers.setdefault((role, model), LoadOrder())
+    def by_load(self, role: Role, weights: Weights) -> LoadOrder[Pool]:
+        """All pools of these weights in `role`, least loaded first; some may be draining."""
+        return self._peers.setdefault((role, weights), LoadOrder())
 
     def of(self, role: Role, model: str) -> Collection[Pool]:
-        """All pools of `model` in `role`, also those that drain."""
-        return self.by_load(role, model).items()
+        """All pools of `model` in `role`, whatever their weights, also those that drain."""
+        orders = [
+            order
+            for (each, weights), order in self._peers.items()
+            if (each, weights.model) == (role, model)
+        ]
+        return [pool for order in orders for pool in order.items()]
+
+    def workers(self, model: str) -> list[WorkerInfo]:
+        """Of `model`, in any role."""
+        pools = (pool for role in Role for pool in self.of(role, model))
+        return list({pool.worker.worker_id: pool.worker for pool in pools}.values())
 
     def serving(self, role: Role, model: str) -> list[Pool]:
         """The pools that take new requests of `model` in `role`."""
@@ -251,4 +261,4 @@ class Pools:
 
     def models(self) -> list[str]:
         """Of the workers that are there, in the order in which they were first heard of."""
-        return list(dict.fromkeys(model for (_, model), pools in self._peers.items() if pools))
+        return list(dict.fromkeys(each.model for (_, each), pools in self._peers.items() if pools))

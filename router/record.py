@@ -122,7 +122,7 @@ class RecordedChooser(Chooser):
         choice = super().choose(prompt, takes, now_s)
         self._recorder.write(
             "route",
-            prompt.model,
+            *prompt.weights,
             prompt.num_tokens,
             records.ids(prompt.block_ids),
             prompt.block_size,

@@ -67,7 +67,8 @@ class SamplingDefaults:
 
 @dataclass(frozen=True, slots=True)
 class GenerateInput:
-    """One request. `output_token_ids` (a continuation): per sample, the tokens already produced.
+    """One request. `output_token_ids` (a continuation): per sample, the tokens already produced, with
+    `weights` of this identity, or of any where it is empty.
 
     `request_id` and `model` may be empty: the router chooses. `timeout_s` is the time that was left
     until the deadline when the request came in; None means no deadline. `traceparent`: the W3C trace that
@@ -84,3 +85,4 @@ class GenerateInput:
     detokenize: bool = True
     timeout_s: float | None = None
     traceparent: str = ""
+    weights: str = ""

@@ -12,12 +12,20 @@ from dataclasses import dataclass, field
 from baton import convert, instants
 from baton.block_id import chain, salt
 from baton.errors import BatonError
-from baton.types import BlockId, HandOffReport, SamplingParams, Timeline, Usage
+from baton.types import (
+    BlockId,
+    Fingerprint,
+    HandOffReport,
+    SamplingParams,
+    Timeline,
+    Usage,
+    Weights,
+)
 from baton.v1 import decode_pb2
 from router.chooser import PromptBlocks
 from router.decode_stream import LegEnd, LegUpdate, Row, SampleEnd
-from router.frontend import Deltas, Finished, SampleDelta
-from router.models import ServedModel
+from router.frontend import Admitted, Deltas, Finished, SampleDelta
+from router.models import ServedModel, kv_bytes_per_token
 from router.policy import Choice
 from router.pools import Instance
 from router.request import GenerateInput
@@ -45,6 +53,8 @@ class RequestLife:
     prompt_token_ids: Sequence[int]
     samples: list[SampleText]
     instants: dict[str, float]
+    fingerprint: Fingerprint  # of the weights that serve it: their identity salts the block ids
+    weights_settled: bool  # a part of the answer exists: no other weights go on with it
     deadline_s: float | None = None
     choice: Choice | None = None  # of the attempt in progress
     hand_off: HandOffReport | None = None
@@ -56,7 +66,7 @@ class RequestLife:
     num_prompt_logprobs: int = 0  # sent to the client
     num_prompt_logprobs_seen: int = 0  # computed in this attempt
     state: str = "waiting"
-    _block_ids: Sequence[BlockId] | None = None
+    _block_ids: dict[Fingerprint, Sequence[BlockId]] = field(default_factory=dict)
 
     @classmethod
     def begin(
@@ -85,6 +95,8 @@ class RequestLife:
             prompt_token_ids,
             samples,
             dict(instants_s),
+            _wanted(request, model),
+            bool(request.weights),
             deadline_s,
         )
 
@@ -98,24 +110,33 @@ class RequestLife:
 
     @property
     def salt(self) -> bytes:
-        return salt(self.model.fingerprint.identity, tenant=self.request.tenant)
+        return salt(self.fingerprint.identity, tenant=self.request.tenant)
 
     def block_ids(self) -> Sequence[BlockId]:
         """Of the prompt's full blocks."""
-        if self._block_ids is None:
-            block_size = self.model.fingerprint.block_size
-            self._block_ids = list(chain(self.prompt_token_ids, block_size, self.salt))
-        return self._block_ids
+        known = self._block_ids.get(self.fingerprint)
+        if known is None:
+            known = list(chain(self.prompt_token_ids, self.fingerprint.block_size, self.salt))
+            self._block_ids[self.fingerprint] = known
+        return known
+
+    def name_blocks(self) -> None:
+        """Works the block ids out, which takes time, for every set of weights that may serve it."""
+        begun_with = self.fingerprint
+        for fingerprint in self.model.fingerprints:
+            if fingerprint == begun_with or not self.weights_settled:
+                self.fingerprint = fingerprint
+                self.block_ids()
+        self.fingerprint = begun_with
 
     def prompt_blocks(self) -> PromptBlocks:
         """As routing sees it; tokens that are forced are to be computed, too."""
-        model = self.model
         return PromptBlocks(
-            model.name,
+            Weights(self.model.name, self.fingerprint.identity),
             self.num_tokens,
             self.block_ids(),
-            model.fingerprint.block_size,
-            model.kv_bytes_per_token,
+            self.fingerprint.block_size,
+            kv_bytes_per_token(self.fingerprint),
         )
 
     def begin_attempt(self, choice: Choice) -> None:
@@ -158,6 +179,7 @@ class RequestLife:
 
     def take(self, update: LegUpdate) -> Deltas | None:
         """Turns what a worker produced into what the client gets; None where that is nothing."""
+        self.weights_settled |= bool(update.rows)
         if len(self.samples) == 1:
             if not (update.rows or update.ended):
                 return None
@@ -198,6 +220,15 @@ class RequestLife:
     def account(self) -> RequestAccount:
         return RequestAccount(self.request_id, self.state, self.usage(), self.timeline())
 
+    def admitted(self) -> Admitted:
+        return Admitted(
+            self.request_id,
+            self.model.name,
+            self.params.seed,
+            len(self.prompt_token_ids),
+            self.fingerprint.identity,
+        )
+
     def finished(self) -> Finished:
         return Finished(self.usage(), self.timeline())
 
@@ -224,3 +255,9 @@ class RequestLife:
             predicted_remote_ttft_s=choice.remote_ttft_s if choice else None,
             hand_off=hand_off,
         )
+
+
+def _wanted(request: GenerateInput, model: ServedModel) -> Fingerprint:
+    """Of the weights that the request asks for, of the first where it asks for none or they are not there."""
+    wanted = (each for each in model.fingerprints if each.identity == request.weights)
+    return next(wanted, model.fingerprints[0])

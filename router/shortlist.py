@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from baton.types import Role
+from baton.types import Role, Weights
 from router.index import Matches
 from router.load_order import LoadOrder
 from router.pools import Pool, Pools
@@ -26,10 +26,10 @@ Takes = Callable[[Pool], bool]
 
 
 def shortlist(
-    pools: Pools, model: str, hits: Matches, takes: Takes
+    pools: Pools, weights: Weights, hits: Matches, takes: Takes
 ) -> tuple[Sequence[Pool], Sequence[Pool]]:
     """Decode and prefill pools. Of those that `takes` allows, all where there are few, else some 15."""
-    orders = pools.by_load(Role.DECODE, model), pools.by_load(Role.PREFILL, model)
+    orders = pools.by_load(Role.DECODE, weights), pools.by_load(Role.PREFILL, weights)
     # Groups of many are found by the order of load, those of a few by who is in them.
     small: list[list[Pool]] = []
     large: list[int] = []
@@ -37,7 +37,7 @@ def shortlist(
         for _, mask in hits.groups[:_NUM_GROUPS]:
             if mask.bit_count() <= _SMALL_GROUP:
                 members = (pools.get(pool_id) for pool_id in hits.pools_in(mask))
-                small.append([pool for pool in members if pool and pool.worker.model == model])
+                small.append([pool for pool in members if pool and pool.worker.weights == weights])
             else:
                 large.append(mask)
     decode, prefill = (

@@ -25,6 +25,7 @@ def generate_input(
         detokenize=not request.HasField("detokenize") or request.detokenize,
         timeout_s=timeout_s,
         traceparent=traceparent,
+        weights=request.weights,
     )
 
 
@@ -81,6 +82,7 @@ def response(update: GenerateUpdate) -> inference_pb2.GenerateResponse:
                     model=update.model,
                     seed=update.seed,
                     num_prompt_tokens=update.num_prompt_tokens,
+                    weights=update.weights,
                 ),
             )
         case PromptLogprobs(positions):

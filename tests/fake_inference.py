@@ -42,7 +42,7 @@ class FakeInference(inference_pb2_grpc.InferenceServicer):
         if self.refuse is not None:
             raise self.refuse
         seed = request.sampling.seed if request.sampling.HasField("seed") else 7
-        admitted = pb.Admitted(model="fake", seed=seed, num_prompt_tokens=3)
+        admitted = pb.Admitted(model="fake", seed=seed, num_prompt_tokens=3, weights="these")
         yield pb.GenerateResponse(request_id=request.request_id, admitted=admitted)
         try:
             async for response in self._samples(request, seed):

@@ -140,7 +140,8 @@ class Host(Generic[Event, Commands]):
             address=self.server.address,
             model=self.config.model_name or Path(self.config.engine.model).name,
             fingerprint=Fingerprint(
-                identity=model.identity,
+                # Workers whose blocks differ share neither prefixes nor hand-offs.
+                identity=f"{model.identity}-{layout.block_size}",
                 block_size=layout.block_size,
                 tensor_parallel_size=1,
                 kv_dtype=str(layout.dtype).removeprefix("torch."),

@@ -1,7 +1,7 @@
 """The stream of one request, over as many routers as it takes.
 
-When a router is lost, the request goes on at the next one: same request id, the seed that
-`Admitted` gave, and as `output_token_ids` the tokens that have arrived. Tokens are drawn by
+When a router is lost, the request goes on at the next one: same request id, the seed and
+the weights that `Admitted` gave, and as `output_token_ids` the tokens that have arrived. Tokens are drawn by
 counters, so the next router draws exactly what the lost one would have.
 
 For the text, the contract of every router is: what it sends after forced tokens is exactly the text
@@ -74,6 +74,7 @@ class AsyncStream:
         )
         self._output = [list(sample.ids) for sample in request.output_token_ids]
         self._finished: set[int] = set()
+        self._weights = request.weights  # their identity; no others go on with what they began
         self._begun = False
         self._closed = False
         self._search: _Search | None = None
@@ -155,6 +156,7 @@ class AsyncStream:
         if message.HasField("admitted"):
             self.model, self.seed = message.admitted.model, message.admitted.seed
             self.num_prompt_tokens = message.admitted.num_prompt_tokens
+            self._weights = message.admitted.weights
         if message.prompt_logprobs:
             positions = map(convert.logprobs_from_proto, message.prompt_logprobs)
             self.prompt_logprobs += tuple(positions)
@@ -201,9 +203,11 @@ class AsyncStream:
         self._request.sampling.seed = self.seed
         del self._request.output_token_ids[:]
         if not any(self._output):
+            self._request.weights = ""
             self.prompt_logprobs = ()  # whatever part had arrived comes again, from the start
         else:
             self._request.sampling.ClearField("prompt_logprobs")  # they precede the first token
             num_samples = max(len(self._output), self._request.sampling.n)
             self._output += [[] for _ in range(num_samples - len(self._output))]
             self._request.output_token_ids.extend(convert.token_ids_to_proto(self._output))
+            self._request.weights = self._weights

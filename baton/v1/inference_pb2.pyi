@@ -75,6 +75,7 @@ class GenerateRequest(_message.Message):
     TENANT_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
     DETOKENIZE_FIELD_NUMBER: _builtins.int
+    WEIGHTS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """chosen by the router where empty"""
     model: _builtins.str
@@ -85,6 +86,10 @@ class GenerateRequest(_message.Message):
     """higher goes first"""
     detokenize: _builtins.bool
     """Whether text beside token ids is wanted; unset means yes."""
+    weights: _builtins.str
+    """Of a continuation: with which weights it was begun (`Admitted.weights`). No others go on with it; where
+    empty, any do.
+    """
     @_builtins.property
     def token_ids(self) -> _common_pb2.TokenIds: ...
     @_builtins.property
@@ -110,10 +115,11 @@ class GenerateRequest(_message.Message):
         tenant: _builtins.str = ...,
         priority: _builtins.int = ...,
         detokenize: _builtins.bool | None = ...,
+        weights: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_detokenize", b"_detokenize", "chat", b"chat", "detokenize", b"detokenize", "prompt", b"prompt", "sampling", b"sampling", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_detokenize", b"_detokenize", "chat", b"chat", "detokenize", b"detokenize", "model", b"model", "output_token_ids", b"output_token_ids", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "tenant", b"tenant", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_detokenize", b"_detokenize", "chat", b"chat", "detokenize", b"detokenize", "model", b"model", "output_token_ids", b"output_token_ids", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "tenant", b"tenant", "text", b"text", "token_ids", b"token_ids", "weights", b"weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__detokenize: _TypeAlias = _typing.Literal["detokenize"]  # noqa: Y015
     _WhichOneofArgType__detokenize: _TypeAlias = _typing.Literal["_detokenize", b"_detokenize"]  # noqa: Y015
@@ -169,26 +175,32 @@ Global___SampleDelta: _TypeAlias = SampleDelta  # noqa: Y015
 
 @_typing.final
 class Admitted(_message.Message):
-    """What is settled once a request is admitted; enough for another router to continue it."""
+    """What is settled once a request is admitted; enough for another router to continue it. Said again where the
+    weights were lost before anything was computed, and others take their place.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     MODEL_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
     NUM_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    WEIGHTS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     seed: _builtins.int
     num_prompt_tokens: _builtins.int
+    weights: _builtins.str
+    """identity of the weights that answer"""
     def __init__(
         self,
         *,
         model: _builtins.str = ...,
         seed: _builtins.int = ...,
         num_prompt_tokens: _builtins.int = ...,
+        weights: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "num_prompt_tokens", b"num_prompt_tokens", "seed", b"seed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "num_prompt_tokens", b"num_prompt_tokens", "seed", b"seed", "weights", b"weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -22,6 +22,7 @@ from baton.types import Timeline
 from baton.v1 import worker_pb2, worker_pb2_grpc
 from cluster.local import LocalCluster
 from cluster.process import Process
+from tests.checkpoints import make_checkpoint
 from tests.cluster.lives import Answer, Kind, read
 from tests.cluster.watching import WITHIN_S, eventually, integrity, settled
 
@@ -151,6 +152,27 @@ async def test_a_worker_that_is_killed(
         victim.popen.send_signal(signal.SIGKILL)
         await check_goes_on_elsewhere(tasks, victim.name)
     assert victim.popen.wait() == -signal.SIGKILL
+
+
+async def test_a_worker_that_is_killed_while_another_has_other_weights(
+    pair: LocalCluster, client: AsyncClient, kinds: list[Kind], tmp_path: Path
+) -> None:
+    """What was begun goes on with the same weights, also where a worker with others is idle."""
+    async with streaming(client, kinds) as tasks:
+        model = make_checkpoint(tmp_path / Path(pair.model).name, "llama", seed=1)
+        other = await asyncio.to_thread(pair.add_worker, model=str(model))
+        members = await living_workers(client, pair)
+        assert len({member.info.weights for member in members.values()}) == 2
+        assert len({member.info.model for member in members.values()}) == 1
+        victim = pair.workers[-2]
+        victim.popen.send_signal(signal.SIGKILL)
+        timelines = await asyncio.gather(*tasks)
+    assert other.name not in {timeline.decode_worker for timeline in timelines}
+    assert victim.popen.wait() == -signal.SIGKILL
+    served = [await client.generate("new", max_tokens=1) for _ in range(4)]
+    assert all(each.timeline.decode_worker for each in served)
+    other.popen.send_signal(signal.SIGTERM)
+    assert await exit_code(other) == 0
 
 
 async def test_a_worker_that_drains(

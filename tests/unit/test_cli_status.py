@@ -45,6 +45,17 @@ def test_workers_as_a_table(cluster: FakeCluster) -> None:
     assert "request-1" not in result.stdout
 
 
+def test_two_sets_of_weights_under_one_name_are_told() -> None:
+    old = Member(WORKER, (LOAD,), draining=False, lease_remaining_s=4.0)
+    fingerprint = replace(WORKER.fingerprint, identity="0ther-64")
+    new = replace(old, info=replace(WORKER, worker_id="decode-1", fingerprint=fingerprint))
+    assert "weights" not in rendered(old)
+    shown = rendered(old, new)
+    assert "several sets of weights" in shown
+    assert "identi" in shown
+    assert "0ther-" in shown
+
+
 def test_requests_with_where_their_time_went(cluster: FakeCluster) -> None:
     result = run(cluster, "status", "--requests")
     row = next(line for line in result.stdout.splitlines() if "request-1" in line)

@@ -142,6 +142,7 @@ async def test_lost_stream_goes_on_at_the_next_router(
     (first,), (second,) = routers[0].fake.requests, routers[1].fake.requests
     assert second.request_id == first.request_id
     assert second.sampling.seed == 7
+    assert second.weights == ("these" if second.output_token_ids else "")
     assert [list(sample.ids) for sample in second.output_token_ids] == (
         [[7, 8, 9, 10][:die_after]] if die_after else []
     )

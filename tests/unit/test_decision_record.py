@@ -13,7 +13,7 @@ import pytest
 from baton.errors import ConfigError
 from baton.prefill_cost import PrefillCost
 from baton.state.base import InFlight
-from baton.types import BlockId, Fingerprint, PoolId, PoolLoad, Role, WorkerInfo
+from baton.types import BlockId, Fingerprint, PoolId, PoolLoad, Role, Weights, WorkerInfo
 from bench.traces import read_trace
 from planner.redecide import redecide
 from router.chooser import Chooser, PromptBlocks
@@ -24,6 +24,7 @@ from router.record import RecordedChooser, Recorder
 
 SETTINGS = PolicySettings()
 BLOCK_SIZE = 64
+WEIGHTS = Weights("m", "identity")
 
 
 def worker(name: str, role: Role, incarnation: int = 1) -> WorkerInfo:
@@ -82,7 +83,7 @@ def live(chooser: Chooser, seed: int) -> list[int]:
             case _:
                 num_tokens = rng.randrange(1, 20 * BLOCK_SIZE)
                 prompt = PromptBlocks(
-                    "m", num_tokens, stem[: num_tokens // BLOCK_SIZE], BLOCK_SIZE, 1e4
+                    WEIGHTS, num_tokens, stem[: num_tokens // BLOCK_SIZE], BLOCK_SIZE, 1e4
                 )
                 choice = chooser.choose(prompt, partial(operator.is_not, pool), now_s)
                 assert choice is not None
@@ -122,7 +123,7 @@ def test_a_record_is_a_trace(tmp_path: Path) -> None:
         assert len(request.block_hashes) == len(decision.prompt.block_ids)
 
 
-@pytest.mark.parametrize("text", ["", "[1,2]\n", '{"baton_record": 1}\n[0, "flies"]\n'])
+@pytest.mark.parametrize("text", ["", "[1,2]\n", '{"baton_record": 2}\n[0, "flies"]\n'])
 def test_what_is_no_record_is_refused(text: str) -> None:
     lines = text.splitlines() or ["nothing"]
     with pytest.raises(ConfigError, match="line"):
@@ -134,7 +135,7 @@ def test_pools_are_named_with_their_rank(tmp_path: Path) -> None:
     with Recorder(path) as recorder:
         chooser = RecordedChooser(recorder, SETTINGS)
         chooser.pools.put(worker("a/b", Role.DECODE))
-        prompt = PromptBlocks("m", 10, (), BLOCK_SIZE)
+        prompt = PromptBlocks(WEIGHTS, 10, (), BLOCK_SIZE)
         assert chooser.choose(prompt, lambda pool: True, 1.0)
     with path.open(encoding="utf-8") as lines:
         (decision,) = redecide(lines, SETTINGS)

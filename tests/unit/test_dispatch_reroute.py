@@ -32,7 +32,7 @@ from router.policy import PolicySettings
 from router.pools import Pool, Pools
 from router.request import GenerateInput, SamplingInput
 from router.request_log import RequestLog
-from tests.unit.lives import make_worker
+from tests.unit.lives import WEIGHTS, make_worker
 
 ALWAYS_REMOTE = PolicySettings(local_prefill=False)
 LONG = GenerateInput(prompt=(1,) * 2000, sampling=SamplingInput(max_tokens=1))
@@ -163,7 +163,7 @@ def test_the_orphans_of_a_dead_worker_share_the_others() -> None:
     assert dead is not None
     orphans: list[tuple[Commitment, PromptBlocks]] = []
     for _ in range(50):
-        prompt = PromptBlocks("m", 2000, [], 64)
+        prompt = PromptBlocks(WEIGHTS, 2000, [], 64)
         choice = chooser.choose(
             prompt, lambda pool: pool.worker.role is Role.DECODE or pool is dead, 0.0
         )
@@ -189,6 +189,6 @@ def test_a_prefill_worker_for_shorter_prompts_is_no_candidate() -> None:
     pools.put(make_worker("p-short", Role.PREFILL, max_model_len=1024))
     chooser = Chooser(pools, BlockIndex(), ALWAYS_REMOTE)
     for num_tokens, expected in ((1024, True), (1025, False)):
-        choice = chooser.choose(PromptBlocks("m", num_tokens, [], 64), lambda pool: True, 0.0)
+        choice = chooser.choose(PromptBlocks(WEIGHTS, num_tokens, [], 64), lambda pool: True, 0.0)
         assert choice is not None
         assert (choice.prefill is not None) is expected

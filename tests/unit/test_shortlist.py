@@ -7,13 +7,14 @@ import random
 import pytest
 
 from baton.prefill_cost import PrefillCost
-from baton.types import BlockId, Fingerprint, PoolId, PoolLoad, Role, WorkerInfo
+from baton.types import BlockId, Fingerprint, PoolId, PoolLoad, Role, Weights, WorkerInfo
 from router.index import BlockIndex, Matches
 from router.policy import Choice, Demand, PolicySettings, choose
 from router.pools import Pools
 from router.shortlist import shortlist
 
 BLOCK_SIZE = 64
+WEIGHTS = Weights("m", "model")
 KV_BYTES = 24_576
 SETTINGS = PolicySettings()
 
@@ -83,7 +84,7 @@ class Cluster:
         prompt = self.rng.choice(self.prompts)[: self.rng.randrange(2, 256)]
         hits = self.index.match(prompt, BLOCK_SIZE)
         demand = Demand(len(prompt) * BLOCK_SIZE + 1, hits, KV_BYTES)
-        decode, prefill = shortlist(self.pools, "m", hits, lambda pool: True)
+        decode, prefill = shortlist(self.pools, WEIGHTS, hits, lambda pool: True)
         assert max(len(decode), len(prefill)) <= 20
         short = choose(demand, decode, prefill, SETTINGS)
         decode, prefill = (self.pools.serving(role, "m") for role in (Role.DECODE, Role.PREFILL))
@@ -113,7 +114,7 @@ def test_pools_that_take_nothing_are_not_candidates(num_pools: int) -> None:
     busy = {f"PREFILL-{number}" for number in range(num_pools - 1)}
     _, found = shortlist(
         cluster.pools,
-        "m",
+        WEIGHTS,
         Matches([], {}, {}),
         lambda pool: pool.id.worker_id not in busy,
     )
