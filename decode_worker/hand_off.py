@@ -37,6 +37,11 @@ class HandOffs:
                     if asked := self._link_of.get(transfer):
                         asked.abandon(transfer)
 
+    def meet(self, prefill: PrefillChoice) -> None:
+        """Opens the link to a prefill worker that may soon be asked. One that cannot be opened is tried again
+        when it is needed. On the event loop."""
+        self._link(prefill)
+
     async def close(self) -> None:
         for link in list(self._links.values()):
             await link.close()

@@ -71,6 +71,7 @@ async def run(config: DecodeConfig, engine: LoadedEngine) -> None:
 
     host: Host[Event, Commands] = Host(config.host, runner, runner, role, deliver)
     service.post, service.incarnation = host.post, host.incarnation
+    service.meet = hand_offs.meet
     host.server.add_background(decode_pb2_grpc.add_DecodeServicer_to_server, service)
     try:
         await host.run()

@@ -36,10 +36,11 @@ Clock = Callable[[], float]
 
 
 class DecodeService(decode_pb2_grpc.DecodeServicer):
-    """One multiplexed stream per router. `post` hands an event to the step loop; it and `incarnation` are
-    set before the server starts."""
+    """One multiplexed stream per router. `post` hands an event to the step loop, `meet` opens the link to a
+    prefill worker; both and `incarnation` are set before the server starts."""
 
     post: Callable[[Event], None]
+    meet: Callable[[PrefillChoice], None]
     incarnation: int
 
     def __init__(self, clock: Clock = time.monotonic) -> None:
@@ -110,6 +111,9 @@ class DecodeService(decode_pb2_grpc.DecodeServicer):
                 self.post(_cancel(router, message.cancel))
             case "reroute":
                 self.post(_reroute(router, message.reroute))
+            case "meet":
+                for choice in message.meet.prefill:
+                    self.meet(convert.prefill_choice_from_proto(choice))
             case "clock_probe":
                 probe = message.clock_probe
                 probe.worker_time_s = self._clock()

@@ -11,6 +11,7 @@ from baton.errors import ConfigError
 from router.admission import AdmissionSettings
 from router.index import MAX_BYTES
 from router.policy import PolicySettings
+from router.ring import NUM_LINKS
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +22,8 @@ class RouterConfig:
     `process_port` on, 0: any that are free. `max_attempts`: decode workers that a request is given to, in
     all. `max_prefill_attempts`: prefill workers that are asked for it; then its decode worker computes the
     prompt. `pair_retry_s`: how long a decode and a prefill worker are kept apart after a hand-off between
-    them was lost. `index_bytes`: of memory for where blocks are.
+    them was lost. `links_per_worker`: prefill workers to which a decode worker opens links before it needs
+    them. `index_bytes`: of memory for where blocks are.
     `otlp_endpoint`: host:port of a collector's gRPC for traces; none are made where it is empty."""
 
     host: str = "127.0.0.1"
@@ -35,6 +37,7 @@ class RouterConfig:
     max_attempts: int = 4
     max_prefill_attempts: int = 3
     pair_retry_s: float = 10.0
+    links_per_worker: int = NUM_LINKS
     no_worker_wait_s: float = 10.0  # for a worker to come back before a request is given up
     continue_on_other_weights: bool = False  # answers begun with weights that are served no more
     drain_grace_s: float = 30.0

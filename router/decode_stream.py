@@ -24,7 +24,14 @@ from baton import convert
 from baton.errors import BatonError, Internal, Unavailable
 from baton.instants import ClockOffset
 from baton.rpc.outgoing import Outgoing
-from baton.types import FinishReason, HandOffReport, PositionLogprobs, PrefillChoice, Usage
+from baton.types import (
+    FinishReason,
+    HandOffReport,
+    PoolId,
+    PositionLogprobs,
+    PrefillChoice,
+    Usage,
+)
 from baton.v1 import decode_pb2, decode_pb2_grpc
 
 log = logging.getLogger(__name__)
@@ -131,6 +138,7 @@ class DecodeStream:
         self._legs: dict[int, Leg] = {}
         self._num_legs = 0
         self._outgoing = Outgoing[decode_pb2.RouterMessage]()
+        self._met: set[tuple[PoolId, int]] = set()  # prefill pools, on this stream
 
     def start(self, message: decode_pb2.Start) -> Leg:
         """Sends `message` under a new key and returns its leg."""
@@ -150,6 +158,14 @@ class DecodeStream:
     def reroute(self, key: int, prefill: PrefillChoice | None) -> None:
         choice = convert.prefill_choice_to_proto(prefill) if prefill else None
         self._send(decode_pb2.RouterMessage(reroute=decode_pb2.Reroute(key=key, prefill=choice)))
+
+    def meet(self, prefill: Iterable[PrefillChoice]) -> None:
+        """Lets the worker open its links to these, as far as it has not been told of them."""
+        fresh = [each for each in prefill if (each.pool, each.incarnation) not in self._met]
+        if fresh and self.connected:
+            self._met.update((each.pool, each.incarnation) for each in fresh)
+            choices = [convert.prefill_choice_to_proto(each) for each in fresh]
+            self._send(decode_pb2.RouterMessage(meet=decode_pb2.Meet(prefill=choices)))
 
     def close_leg(self, key: int) -> None:
         self.cancel(key, None)
@@ -176,6 +192,7 @@ class DecodeStream:
 
     async def _serve_once(self, stub: decode_pb2_grpc.DecodeAsyncStub) -> None:
         self._outgoing = outgoing = Outgoing[decode_pb2.RouterMessage]()
+        self._met.clear()
         hello = decode_pb2.Hello(router_id=self._router_id)
         self._send(decode_pb2.RouterMessage(hello=hello))
         probes = asyncio.create_task(self._probe())

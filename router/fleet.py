@@ -16,13 +16,14 @@ import grpc
 from baton.errors import NotFound, Unavailable
 from baton.rpc.channel import channel
 from baton.state.base import ClusterState, Joined, Left, Member, Updated
-from baton.types import PoolId, Role, WorkerInfo
+from baton.types import PoolId, PrefillChoice, Role, WorkerInfo
 from baton.v1 import decode_pb2
 from router.capacity import Capacity, capacity_of
 from router.decode_stream import DecodeStream, Leg
 from router.index import BlockIndex
 from router.kv_follower import KvFollower
 from router.pools import Pool, Pools
+from router.ring import NUM_LINKS, Ring
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +61,8 @@ class _Worker:
 
 
 class Fleet:
-    """`run` follows the cluster state until cancelled. `on_capacity` hears of each model's workers."""
+    """`run` follows the cluster state until cancelled. `on_capacity` hears of each model's workers.
+    `num_links`: the prefill workers that a decode worker is told to open links to before it needs them."""
 
     def __init__(
         self,
@@ -69,12 +71,15 @@ class Fleet:
         index: BlockIndex,
         router_id: str,
         on_capacity: Callable[[str, Capacity], None],
+        num_links: int = NUM_LINKS,
     ) -> None:
         self.pools = pools
         self.index = index
         self._state = state
         self._router_id = router_id
         self._on_capacity = on_capacity
+        self._num_links = num_links
+        self._introduced: int | None = None  # the version of the pools that was told last
         self._measured_s = 0.0  # when the capacities were told last
         self._workers: dict[str, _Worker] = {}
         self._told: dict[
@@ -146,7 +151,7 @@ class Fleet:
         self._update(member)
         stream = None
         if member.info.role is Role.DECODE:
-            stream = DecodeStream(member.info.worker_id, self._router_id, self._announce)
+            stream = DecodeStream(member.info.worker_id, self._router_id, self._stream_changed)
         self._workers[member.info.worker_id] = _Worker(member, self.index, stream)
 
     def _update(self, member: Member) -> None:
@@ -159,7 +164,29 @@ class Fleet:
         if worker := self._workers.pop(member.info.worker_id, None):
             await worker.close()
 
+    async def _stream_changed(self) -> None:
+        self._introduced = None
+        await self._announce()
+
+    def _introduce(self) -> None:
+        """Decode workers open their links when workers meet, so that no hand-off waits for one."""
+        if self._introduced == self.pools.version:
+            return
+        self._introduced = self.pools.version
+        rings = {
+            model: Ring(self.pools.serving(Role.PREFILL, model)) for model in self.pools.models()
+        }
+        for worker_id, worker in self._workers.items():
+            pool = self.pools.get(PoolId(worker_id))
+            if worker.stream is not None and pool is not None and pool.worker.model in rings:
+                near = rings[pool.worker.model].nearest(pool.id, self._num_links)
+                worker.stream.meet(
+                    PrefillChoice(each.id, each.worker.incarnation, each.worker.address)
+                    for each in near
+                )
+
     async def _announce(self) -> None:
+        self._introduce()
         self._measured_s = time.monotonic()
         for model in self.pools.models():
             self._on_capacity(model, capacity_of(self.pools, model))

@@ -68,7 +68,14 @@ class Router:
         self._state = open_state(config.state, config.times)
         self._gate = Gate(config.admission)
         index = self._chooser.index
-        self._fleet = Fleet(self._state, pools, index, self.router_id, self._gate.resize)
+        self._fleet = Fleet(
+            self._state,
+            pools,
+            index,
+            self.router_id,
+            self._gate.resize,
+            config.links_per_worker,
+        )
         self._exchange = Exchange(self._state, self.router_id, pools, self._gate.quotas)
         self._metrics = Metrics(self._gate, pools)
         watchers = [self._metrics.ended]

@@ -28,6 +28,7 @@ class RouterMessage(_message.Message):
     CANCEL_FIELD_NUMBER: _builtins.int
     REROUTE_FIELD_NUMBER: _builtins.int
     CLOCK_PROBE_FIELD_NUMBER: _builtins.int
+    MEET_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___Hello:
         """the first message of a stream"""
@@ -40,6 +41,8 @@ class RouterMessage(_message.Message):
     def reroute(self) -> Global___Reroute: ...
     @_builtins.property
     def clock_probe(self) -> Global___ClockProbe: ...
+    @_builtins.property
+    def meet(self) -> Global___Meet: ...
     def __init__(
         self,
         *,
@@ -48,12 +51,13 @@ class RouterMessage(_message.Message):
         cancel: Global___Cancel | None = ...,
         reroute: Global___Reroute | None = ...,
         clock_probe: Global___ClockProbe | None = ...,
+        meet: Global___Meet | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "clock_probe", b"clock_probe", "hello", b"hello", "message", b"message", "reroute", b"reroute", "start", b"start"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "clock_probe", b"clock_probe", "hello", b"hello", "meet", b"meet", "message", b"message", "reroute", b"reroute", "start", b"start"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "clock_probe", b"clock_probe", "hello", b"hello", "message", b"message", "reroute", b"reroute", "start", b"start"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "clock_probe", b"clock_probe", "hello", b"hello", "meet", b"meet", "message", b"message", "reroute", b"reroute", "start", b"start"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "start", "cancel", "reroute", "clock_probe"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "start", "cancel", "reroute", "clock_probe", "meet"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -104,6 +108,28 @@ class ClockProbe(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ClockProbe: _TypeAlias = ClockProbe  # noqa: Y015
+
+@_typing.final
+class Meet(_message.Message):
+    """Prefill workers whose hand-offs may soon come: their links are opened now rather than at the first one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PREFILL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def prefill(self) -> _containers.RepeatedCompositeFieldContainer[Global___PrefillChoice]: ...
+    def __init__(
+        self,
+        *,
+        prefill: _abc.Iterable[Global___PrefillChoice] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["prefill", b"prefill"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Meet: _TypeAlias = Meet  # noqa: Y015
 
 @_typing.final
 class PrefillChoice(_message.Message):

@@ -70,6 +70,7 @@ async def staged(checkpoint: Path, transport: str) -> AsyncIterator[Stage]:
         grpc_port=ports[0],
         environment={
             "BATON_ROUTER_POLICY_INTERFERENCE": "1000000",
+            "BATON_ROUTER_PAIR_RETRY_S": "0.001",  # it is stopped many times
             "BATON_DECODE_HOST_TIMES_PROGRESS_TIMEOUT_S": "0.5",
             "BATON_DECODE_HOST_TIMES_FENCE_TIMEOUT_S": "0.5",
         },

@@ -26,7 +26,7 @@ from tests.faults.prefill import Place, Struck
 from tests.faults.writers import Writer
 
 # Shorter than a cluster's: what is waited for here happens thousands of times.
-TIMES = Times(worker_lease_s=3.0, block_hold_s=1.5, progress_timeout_s=0.5, fence_timeout_s=1.0)
+TIMES = Times(answer_timeout_s=3.0, block_hold_s=1.5, progress_timeout_s=0.5, fence_timeout_s=1.0)
 _AT_A_TIME = 20  # requests of each transport
 _HUNG_S = 30.0
 _MOST_ATTEMPTS = 3
@@ -212,9 +212,9 @@ class _Stage:
         """Another worker, and after some attempts none."""
         if killed_s := self._killed_s.pop(life.deal.request_id, None):
             self._result.rerouted_after_s.append(round(time.monotonic() - killed_s, 3))
-        if life.num_lost >= _MOST_ATTEMPTS:
+        if len(life.lost) >= _MOST_ATTEMPTS:
             return None
-        return self._choice(life.deal, (life.deal.worker + life.num_lost) % NUM_PREFILL_WORKERS)
+        return self._choice(life.deal, (life.deal.worker + len(life.lost)) % NUM_PREFILL_WORKERS)
 
     def _choice(self, deal: Deal, worker: int) -> PrefillChoice | None:
         choice = self._writers[worker].choice

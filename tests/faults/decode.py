@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from baton import convert
 from baton.config import Times
+from baton.errors import BatonError
 from baton.types import PrefillChoice, SamplingParams
 from baton.v1 import prefill_pb2
 from decode_worker.hand_off import HandOffs
@@ -48,12 +49,12 @@ _ROUTER = 1
 
 @dataclass(slots=True)
 class Life:
-    """A request as its router knows it."""
+    """A request as its router knows it. `lost`: why each of its hand-offs failed."""
 
     deal: Deal
     finished: asyncio.Future[Finished]
     token_ids: list[int] = field(default_factory=list)
-    num_lost: int = 0
+    lost: list[BatonError] = field(default_factory=list)
 
 
 Reroutes = Callable[[Life], PrefillChoice | None]
@@ -183,9 +184,9 @@ class Decode:
     def _hear(self, outbox: Outbox) -> None:
         for number, token in zip(outbox.keys, outbox.token_ids, strict=True):
             self._lives[number].token_ids.append(token)
-        for number, _ in outbox.prefill_lost:
+        for number, error in outbox.prefill_lost:
             life = self._lives[number]
-            life.num_lost += 1
+            life.lost.append(error)
             self._steps.post(Reroute((_ROUTER, number), self._reroute(life)))
         for finished in outbox.finished:
             if not (future := self._lives[finished.number].finished).done():

@@ -26,7 +26,7 @@ _incarnations = count(1)
 
 class Writer:
     """One prefill worker, in one life after the other. On the event loop. `wake_after_s`: how long it stays
-    stopped."""
+    stopped. `proxy`: the way to it."""
 
     def __init__(
         self, place: Place, struck: Callable[[Struck], None], wake_after_s: Callable[[], float]
@@ -47,10 +47,10 @@ class Writer:
         await asyncio.to_thread(self._process.start)
         theirs.close()
         self._loop.add_reader(self._pipe.fileno(), self._hear)
-        self._proxy = Proxy(await self._address)
-        await self._proxy.start()
+        self.proxy = Proxy(await self._address)
+        await self.proxy.start()
         self.choice = PrefillChoice(
-            PoolId(self._place.worker_id), self._place.incarnation, self._proxy.address
+            PoolId(self._place.worker_id), self._place.incarnation, self.proxy.address
         )
 
     async def accounts(self) -> Accounts:
@@ -62,7 +62,7 @@ class Writer:
 
     async def close(self) -> None:
         await self._restarted()
-        await self._proxy.close()
+        await self.proxy.close()
         self._loop.remove_reader(self._pipe.fileno())
         self._pipe.close()
         await asyncio.to_thread(self._process.join, 10)
@@ -94,7 +94,7 @@ class Writer:
     def _assist(self, fault: Fault) -> None:
         """What somebody else has to do about it."""
         if fault is Fault.STREAM_LOST:
-            self._proxy.cut()
+            self.proxy.cut()
         elif fault is Fault.WRITER_STOPPED:
             pid = self._process.pid
             assert pid is not None
@@ -108,5 +108,5 @@ class Writer:
         self._pipe.close()
         await asyncio.to_thread(self._process.join)
         assert self._process.exitcode == -signal.SIGKILL, f"it ended by {self._process.exitcode}"
-        await self._proxy.close()
+        await self.proxy.close()
         await self.start()
