@@ -8,6 +8,10 @@ have measured. No worker gets more than `max_outstanding_s` ahead of what it com
 decided here, where all requests are known. What waits is bounded by the time it will take.
 Until a rate is measured, work counts for nothing and only the numbers bound. Numbers are of samples: a
 request of 128 samples is as many streams as 128 requests of one.
+
+Several routers share the limits. Each counts what the others say they have, which is a moment old; and each
+has an equal part of every limit for itself, whatever the others have, so that none waits for ever while
+another fills each place as it gets free.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ from itertools import count
 from math import inf
 
 from baton.errors import ConfigError, Overloaded
+from baton.state.base import Crowd
 from router.capacity import Capacity
 from router.fair_queue import FairQueue, Ticket
 
@@ -113,6 +118,8 @@ class Admission:
         self.service_s = 1.0  # mean time in flight
         self.outstanding_s = 0.0
         self.capacity = Capacity()
+        self.elsewhere = Crowd()  # at the doors of the other routers
+        self.num_routers = 1
         self._queue = self.settings.fair_queue()
         self._in_flight: dict[Ticket, float] = {}  # with the work that is not done yet
         self._num_samples_waiting = 0
@@ -131,6 +138,15 @@ class Admission:
     def queued_s(self) -> float:
         """The work that waits."""
         return self._queue.work_s
+
+    @property
+    def crowd(self) -> Crowd:
+        return Crowd(
+            self._num_samples_in_flight,
+            self.outstanding_s,
+            self._num_samples_waiting,
+            self.queued_s,
+        )
 
     def work_s(self, num_tokens: int) -> float:
         """What computing so many tokens of a prompt takes of a worker."""
@@ -197,12 +213,19 @@ class Admission:
         self.service_s += _WEIGHT * (in_flight_s - self.service_s)
 
     def wait_s(self, ticket: Ticket) -> float:
-        """How long `ticket` will likely wait here and at the workers: for work, or for a place."""
-        work_s = (self.outstanding_s + self._queue.ahead_s(ticket)) / self._num_computing_pools
-        num_samples = self._num_samples_in_flight + self._num_samples_waiting
-        num_over = num_samples - self._max_in_flight
-        place_s = max(0, num_over) / self._max_in_flight * self.service_s
-        return max(work_s, place_s)
+        """How long `ticket` will likely wait here and at the workers: for work, or for a place. While it
+        waits here, those who wait at other routers are served as well, each router's as much."""
+        here_s, num_here = self._queue.ahead_s(ticket), self._num_samples_waiting
+        others = self.num_routers - 1
+        queued_s = here_s + min(self.elsewhere.queued_s, here_s * others)
+        outstanding_s = self.outstanding_s + self.elsewhere.outstanding_s
+        num_samples = self._num_samples_in_flight + self.elsewhere.num_in_flight
+        num_samples += num_here + min(self.elsewhere.num_waiting, num_here * others)
+        num_over = max(0, num_samples - self._max_in_flight)
+        return max(
+            (outstanding_s + queued_s) / self._num_computing_pools,
+            num_over / self._max_in_flight * self.service_s,
+        )
 
     @property
     def _max_in_flight(self) -> int:
@@ -214,11 +237,18 @@ class Admission:
         return max(1, self.capacity.num_computing_pools)
 
     def _has_room_for(self, ticket: Ticket) -> bool:
-        """A request that is alone always has, however many samples it has."""
+        """A request that is alone here always has, however many samples it has; no prompt is too long."""
         limit_s = self.settings.max_outstanding_s * self._num_computing_pools
+        here_s, elsewhere_s = self.outstanding_s, self.elsewhere.outstanding_s
+        if here_s + elsewhere_s >= limit_s and here_s >= limit_s / self.num_routers:
+            return False
         num_samples = self._num_samples_in_flight + ticket.num_samples
-        fits = not self._in_flight or num_samples <= self._max_in_flight
-        return fits and self.outstanding_s < limit_s
+        is_crowded = self._exceeds(num_samples, self.elsewhere.num_in_flight, self._max_in_flight)
+        return not (is_crowded and self._in_flight)
+
+    def _exceeds(self, here: float, elsewhere: float, limit: float) -> bool:
+        """Whether it is more than all routers may have together, and more than this one's part."""
+        return here + elsewhere > limit and here > limit / self.num_routers
 
     @property
     def _is_overfull(self) -> bool:
@@ -226,7 +256,10 @@ class Admission:
         if self.num_waiting <= min(1, self.settings.max_waiting):
             return False
         limit_s = self.settings.max_queued_s * self._num_computing_pools
-        return self._queue.work_s > limit_s or self._num_samples_waiting > self.settings.max_waiting
+        elsewhere = self.elsewhere
+        return self._exceeds(self._queue.work_s, elsewhere.queued_s, limit_s) or self._exceeds(
+            self._num_samples_waiting, elsewhere.num_waiting, self.settings.max_waiting
+        )
 
     def _overfull(self, ticket: Ticket) -> Overloaded:
         return Overloaded(

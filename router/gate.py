@@ -8,10 +8,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from itertools import chain
 
 from baton.errors import DeadlineExceeded
+from baton.state.base import Crowd
 from router.admission import Admission, AdmissionSettings, Ask
 from router.capacity import Capacity
 from router.fair_queue import Ticket
@@ -112,6 +114,20 @@ class Gate:
         door = self.doors[model]
         door.admission.capacity = capacity
         door.settle()
+
+    def crowds(self) -> dict[str, Crowd]:
+        """What this router has of each model, where it has something."""
+        crowds = {model: door.admission.crowd for model, door in self.doors.items()}
+        return {model: crowd for model, crowd in crowds.items() if any(crowd)}
+
+    def note_elsewhere(self, reports: Sequence[Mapping[str, Crowd]]) -> None:
+        """What every other router has, in place of what they said before."""
+        for model in {*self.doors, *chain.from_iterable(reports)}:
+            door = self.doors[model]
+            crowds = [report[model] for report in reports if model in report]
+            door.admission.elsewhere = Crowd(*map(sum, zip(*crowds, strict=True)))
+            door.admission.num_routers = 1 + len(reports)
+            door.settle()
 
     def work_s(self, model: str, num_tokens: int) -> float:
         return self.doors[model].admission.work_s(num_tokens)

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from baton.rpc.server import Server, ServerOptions
+from baton.state.base import ClusterState
 from baton.state.choose import EMBEDDED, open_state
+from baton.state.neighbours import NeighbourState
 from baton.state.service import RegistryServicer
 from baton.v1 import admin_pb2_grpc, inference_pb2_grpc, worker_pb2_grpc
 from router.chooser import Chooser
@@ -54,9 +56,15 @@ class OwnPorts:
 
 
 class Router:
-    """Made on the event loop it runs on. `own`: where it shares the configured ports."""
+    """Made on the event loop it runs on. `own`: where it shares the configured ports. `hub`: a
+    connection over which it hears of the other processes; none where a store tells of them."""
 
-    def __init__(self, config: RouterConfig, own: OwnPorts | None = None) -> None:
+    def __init__(
+        self,
+        config: RouterConfig,
+        own: OwnPorts | None = None,
+        hub: socket.socket | None = None,
+    ) -> None:
         self.config = config
         self._own = own
         self.router_id = config.router_id or f"router-{socket.gethostname()}-{uuid.uuid4().hex[:6]}"
@@ -65,7 +73,11 @@ class Router:
         pools = self._chooser.pools
         self._off_loop = OffLoop(config.admission)
         self._intake = Intake(Models.load(config.model_folders(), pools), self._off_loop)
-        self._state = open_state(config.state, config.times)
+        self._state: ClusterState
+        if hub is None:
+            self._state = open_state(config.state, config.times)
+        else:
+            self._state = NeighbourState(hub, config.times)
         self._gate = Gate(config.admission)
         index = self._chooser.index
         self._fleet = Fleet(
@@ -76,7 +88,8 @@ class Router:
             self._gate.resize,
             config.links_per_worker,
         )
-        self._exchange = Exchange(self._state, self.router_id, pools, self._gate.quotas)
+        self._has_others = hub is not None or config.state != EMBEDDED
+        self._exchange = Exchange(self._state, self.router_id, pools, self._gate)
         self._metrics = Metrics(self._gate, pools)
         watchers = [self._metrics.ended]
         self._traces: Traces | None = None
@@ -120,7 +133,7 @@ class Router:
             stack.callback(self._off_loop.close)
             stack.push_async_callback(self.server.stop)
             background = [self._state.run(), self._fleet.run()]
-            if self.config.state != EMBEDDED:
+            if self._has_others:
                 background.append(self._exchange.run())
             tasks = [asyncio.create_task(each) for each in background]
             stack.push_async_callback(_cancel, tasks)

@@ -1,12 +1,13 @@
 """Several processes behind one router's ports: the kernel deals new connections out to them (SO_REUSEPORT).
 
-    parent: holds the ports, starts processes, starts them again, ends them
+    parent: holds the ports, starts processes, starts them again, ends them; tells each what the others have
       ├── process 0 ── the shared ports, and a gRPC and an HTTP port of its own
       └── process 1 ── the shared ports, and two of its own
 
 Each is a whole router with an index of its own. With the embedded state workers register with all of them:
-they call the shared port, and whoever answers names everyone's own ports. With Redis nobody need be
-called. Own ports also tell operators and scrapers the processes apart.
+they call the shared port, and whoever answers names everyone's own ports; what the processes have in
+flight, at their doors and spent of quotas goes through the parent. With Redis nobody need be called, and
+the processes are like routers of their own. Own ports also tell operators and scrapers the processes apart.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from multiprocessing import get_context, parent_process
 from multiprocessing.process import BaseProcess
 
 from baton.errors import ConfigError
+from baton.state.choose import EMBEDDED
+from baton.state.neighbours import Hub
 from router.config import RouterConfig
 from router.process import OwnPorts, Router
 
@@ -55,9 +58,9 @@ async def run(config: RouterConfig, prepare: Callable[[], None]) -> None:
             plans[0].config.http_port,
             ", ".join(f"{plan.own.grpc}/{plan.own.http}" for plan in plans),
         )
-        async with asyncio.TaskGroup() as group:
+        async with Hub() as hub, asyncio.TaskGroup() as group:
             for plan in plans:
-                group.create_task(_keep(plan, stop))
+                group.create_task(_keep(plan, hub, stop))
 
 
 def _plans(config: RouterConfig, prepare: Callable[[], None], held: ExitStack) -> list[Plan]:
@@ -104,12 +107,11 @@ def _held_port(host: str, port: int, field: str) -> Iterator[int]:
         yield port
 
 
-async def _keep(plan: Plan, stop: asyncio.Event) -> None:
+async def _keep(plan: Plan, hub: Hub, stop: asyncio.Event) -> None:
     """One process, again and again until it is time to stop."""
     backoff_s = _LEAST_BACKOFF_S
     while not stop.is_set():
-        process = _spawn.Process(target=_serve, args=(plan,), name=plan.config.router_id)
-        process.start()
+        process = _start(plan, hub)
         ended = asyncio.create_task(_ended(process))
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait({ended, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -122,6 +124,15 @@ async def _keep(plan: Plan, stop: asyncio.Event) -> None:
             async with asyncio.timeout(backoff_s):
                 await stop.wait()
         backoff_s = min(_MOST_BACKOFF_S, 2 * backoff_s)
+
+
+def _start(plan: Plan, hub: Hub) -> BaseProcess:
+    connection = hub.connect() if plan.config.state == EMBEDDED else None
+    process = _spawn.Process(target=_serve, args=(plan, connection), name=plan.config.router_id)
+    process.start()
+    if connection is not None:
+        connection.close()  # the process has it now, and its end is the connection's
+    return process
 
 
 async def _ended(process: BaseProcess) -> None:
@@ -144,14 +155,14 @@ async def _end(process: BaseProcess, ended: asyncio.Task[None], grace_s: float) 
         await ended
 
 
-def _serve(plan: Plan) -> None:
+def _serve(plan: Plan, hub: socket.socket | None) -> None:
     """The process."""
     plan.prepare()
-    asyncio.run(_run(plan))
+    asyncio.run(_run(plan, hub))
 
 
-async def _run(plan: Plan) -> None:
-    router = Router(plan.config, plan.own)
+async def _run(plan: Plan, hub: socket.socket | None) -> None:
+    router = Router(plan.config, plan.own, hub)
     parent = parent_process()
     assert parent is not None
     # However the parent ends, this one drains.

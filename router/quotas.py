@@ -34,7 +34,9 @@ class Quotas:
     burst_s: float = 10.0
     spent: dict[str, float] = field(default_factory=dict)  # through this router, since it started
     _buckets: dict[str, _Bucket] = field(default_factory=dict)
-    _heard: dict[tuple[str, str], float] = field(default_factory=dict)  # (router, tenant) -> spent
+    _heard: dict[str, Mapping[str, float]] = field(
+        default_factory=dict
+    )  # by router, what it said last
 
     def check(self, tenant: str, now_s: float) -> None:
         """Raises Overloaded where the tenant has used up its quota, with the time until it has not."""
@@ -59,21 +61,23 @@ class Quotas:
     def note_spent(self, router_id: str, spent: Mapping[str, float], now_s: float) -> None:
         """Takes what another router has spent since it was heard last. What it had spent before it was
         heard first, or while nobody was heard for long, is not collected."""
+        before = self._heard.get(router_id)
+        self._heard[router_id] = dict(spent)
+        if before is None:
+            return
         for tenant, total in spent.items():
-            before = self._heard.get((router_id, tenant))
-            self._heard[router_id, tenant] = total
             rate = self._rate(tenant)
-            if before is None or rate is None:
+            if rate is None:
                 continue
             bucket = self._bucket(tenant, rate, now_s)
             least = min(bucket.level, -rate * self.burst_s)
-            bucket.level = max(bucket.level - max(0.0, total - before), least)
+            news = max(0.0, total - before.get(tenant, 0.0))
+            bucket.level = max(bucket.level - news, least)
 
     def forget_routers(self, alive: set[str]) -> None:
         """Those that are not heard of any more."""
-        gone = [key for key in self._heard if key[0] not in alive]
-        for key in gone:
-            del self._heard[key]
+        for router_id in self._heard.keys() - alive:
+            del self._heard[router_id]
 
     def _rate(self, tenant: str) -> float | None:
         return self.rates.get(tenant, self.rates.get(OTHERS))

@@ -79,6 +79,7 @@ def _spawn(words: Sequence[str], environment: Mapping[str, str], output: int | N
 
 def _main(words: list[str], environment: dict[str, str], log: str) -> None:
     os.setpgid(0, 0)
+    multiprocessing.current_process().daemon = False  # a router may have processes of its own
     end_with_parent(os.getppid())
     os.environ.clear()
     os.environ.update(environment)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 from baton.types import PoolId, PoolLoad, WorkerInfo
 
@@ -65,14 +65,26 @@ class InFlight:
     num_queued_tokens: int = 0
 
 
+class Crowd(NamedTuple):
+    """What a router has of one model at its door: samples and seconds of prompts, admitted and not
+    computed yet, and those that wait."""
+
+    num_in_flight: int = 0
+    outstanding_s: float = 0.0
+    num_waiting: int = 0
+    queued_s: float = 0.0
+
+
 @dataclass(frozen=True, slots=True)
 class RouterReport:
     """What a router tells the other ones. `in_flight`: only pools that have something. `spent_tokens`: of
-    tenants with a quota, all tokens since this router started."""
+    tenants with a quota, all tokens since this router started. `crowds`: by model, only where there is
+    one."""
 
     router_id: str
     in_flight: Mapping[PoolId, InFlight]
     spent_tokens: Mapping[str, float]
+    crowds: Mapping[str, Crowd] = field(default_factory=dict)
 
 
 class ClusterState(Protocol):

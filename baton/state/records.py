@@ -14,7 +14,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import msgpack
 
-from baton.state.base import InFlight, Report, RouterReport
+from baton.state.base import Crowd, InFlight, Report, RouterReport
 from baton.types import PoolId, PoolLoad, WorkerInfo
 
 
@@ -57,6 +57,7 @@ def pack_router(report: RouterReport) -> bytes:
             "router_id": report.router_id,
             "in_flight": in_flight,
             "spent_tokens": dict(report.spent_tokens),
+            "crowds": {model: list(crowd) for model, crowd in report.crowds.items()},
         }
     )
 
@@ -69,7 +70,13 @@ def unpack_router(data: bytes) -> RouterReport:
             PoolId(worker_id, dp_rank): InFlight(num_requests, num_queued_tokens)
             for worker_id, dp_rank, num_requests, num_queued_tokens in record["in_flight"]
         }
-        return RouterReport(str(record["router_id"]), in_flight, dict(record["spent_tokens"]))
+        crowds = {
+            model: Crowd(*crowd[: len(Crowd._fields)])
+            for model, crowd in record.get("crowds", {}).items()  # earlier versions say nothing
+        }
+        return RouterReport(
+            str(record["router_id"]), in_flight, dict(record["spent_tokens"]), crowds
+        )
     except (KeyError, TypeError) as error:
         raise ValueError(f"no router's record: {error}") from error
 

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from baton import AsyncClient
-from baton.errors import BatonError, Unavailable
+from baton.errors import BatonError, Overloaded, Unavailable
 from cluster.local import LocalCluster
 from cluster.process import Place, arguments, free_port
 from tests.cluster.watching import WITHIN_S, eventually
@@ -29,7 +29,11 @@ def shared(checkpoint: Path, temporary_folder: Path) -> Iterator[tuple[LocalClus
     with LocalCluster(
         str(checkpoint),
         worker_flags={"num_blocks": 256},
-        router_flags={"processes": NUM_PROCESSES, "process_port": first_port},
+        router_flags={
+            "processes": NUM_PROCESSES,
+            "process_port": first_port,
+            "quota": "acme=50",
+        },
     ) as cluster:
         yield cluster, first_port
 
@@ -106,6 +110,27 @@ def _num_requests(http_port: int) -> int:
     return sum(
         int(float(line.split()[-1])) for line in lines if line.startswith("baton_requests_total")
     )
+
+
+async def test_a_quota_is_that_of_all_processes(shared: tuple[LocalCluster, int]) -> None:
+    _, first_port = shared
+    await all_connected(first_port)
+    first, *others = own_addresses(first_port)
+    async with AsyncClient(first) as client:
+        # 50 tokens per second and ten seconds' worth at first: one long answer owes for a while.
+        await client.generate("hello", max_tokens=900, ignore_eos=True, tenant="acme")
+    for address in others:
+        async with AsyncClient(address) as client:
+            await eventually(partial(is_over_quota, client, "acme"), lambda over: over)
+            assert not await is_over_quota(client, "other")
+
+
+async def is_over_quota(client: AsyncClient, tenant: str) -> bool:
+    try:
+        await client.generate("hello", max_tokens=1, tenant=tenant)
+    except Overloaded:
+        return True
+    return False
 
 
 async def test_a_process_that_dies_is_started_again_and_found_again(

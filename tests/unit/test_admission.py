@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from baton.errors import ConfigError, Overloaded
+from baton.state.base import Crowd
 from router.admission import Admission, AdmissionSettings, Ask
 from router.capacity import Capacity
 from router.fair_queue import Ticket
@@ -248,6 +249,72 @@ def test_no_caller_gets_a_class_above_the_highest(asked_for: int) -> None:
     while len(worker.served) < 100:
         worker.compute_one()
     assert Counter(each.tenant for each in worker.served)["modest"] == pytest.approx(20, abs=2)
+
+
+class Replicas:
+    """Routers of one worker, which tell each other of their crowds every so often."""
+
+    def __init__(self, settings: AdmissionSettings, num_routers: int = 2) -> None:
+        self.doors = [Admission(settings) for _ in range(num_routers)]
+        self.running: list[list[Ticket]] = [[] for _ in range(num_routers)]
+        self.tell()
+
+    def tell(self) -> None:
+        for door in self.doors:
+            others = [other.crowd for other in self.doors if other is not door]
+            door.elsewhere = Crowd(*map(sum, zip(*others, strict=True)))
+            door.num_routers = len(self.doors)
+
+    def ask(self, number: int, num_requests: int, work_s: float = 0.0) -> int:
+        """How many were refused."""
+        for _ in range(num_requests):
+            self.doors[number].enter(Ask(work_s=work_s), 0.0)
+        return self._settle(number)
+
+    def finish_one(self, number: int) -> None:
+        self.doors[number].finish(self.running[number].pop(0), 1.0)
+        self._settle(number)
+
+    def _settle(self, number: int) -> int:
+        started, refused = self.doors[number].settle(0.0)
+        self.running[number] += started
+        return len(refused)
+
+    @property
+    def num_running(self) -> list[int]:
+        return [len(each) for each in self.running]
+
+
+def test_one_router_may_have_every_place_that_the_others_leave() -> None:
+    replicas = Replicas(AdmissionSettings(max_in_flight_per_pool=8))
+    replicas.ask(0, 20)
+    assert replicas.num_running == [8, 0]
+
+
+def test_routers_that_all_have_much_to_do_come_to_share_and_none_waits_for_ever() -> None:
+    replicas = Replicas(AdmissionSettings(max_in_flight_per_pool=8))
+    replicas.ask(0, 200)
+    replicas.tell()
+    replicas.ask(1, 200)
+    assert replicas.num_running == [8, 4]  # its part, though the first one has all
+    for _ in range(8):
+        replicas.tell()
+        for number in (0, 1):
+            replicas.finish_one(number)
+    assert replicas.num_running == [4, 4]
+
+
+def test_work_and_those_who_wait_are_limited_together() -> None:
+    settings = AdmissionSettings(max_outstanding_s=4.0, max_queued_s=100.0, max_waiting=10)
+    replicas = Replicas(settings)
+    assert replicas.ask(0, 12, work_s=1.0) == 0
+    assert replicas.num_running == [4, 0]
+    replicas.tell()
+    assert replicas.ask(1, 9, work_s=1.0) == 2  # of ten, five may always wait here
+    assert replicas.num_running == [4, 2]
+    # All waits for the two that run at the other, too.
+    ticket = replicas.doors[1].enter(Ask(work_s=1.0), 0.0)
+    assert replicas.doors[1].wait_s(ticket) == pytest.approx(4 + 2 + 5 + 5)
 
 
 def test_a_place_given_back_is_taken_again() -> None:

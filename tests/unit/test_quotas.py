@@ -78,6 +78,14 @@ def test_what_was_spent_unheard_is_not_collected_for_ever() -> None:
     quotas.check("acme", 700.0)
 
 
+def test_what_a_known_router_spends_for_a_new_tenant_counts() -> None:
+    quotas = Quotas({"*": 100.0}, burst_s=1.0)
+    quotas.note_spent("r1", {}, 0.0)
+    quotas.note_spent("r1", {"acme": 500.0}, 0.1)
+    with pytest.raises(Overloaded):
+        quotas.check("acme", 0.1)
+
+
 def test_tenants_that_are_gone_are_forgotten() -> None:
     quotas = Quotas({"*": 1.0}, burst_s=1.0)
     for index in range(25_000):

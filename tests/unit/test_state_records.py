@@ -9,7 +9,7 @@ import pytest
 
 from baton.prefill_cost import PrefillCost
 from baton.state import records
-from baton.state.base import InFlight, RouterReport
+from baton.state.base import Crowd, InFlight, RouterReport
 from baton.types import PoolId
 from tests.reports import report
 
@@ -25,6 +25,11 @@ def test_a_workers_report_comes_back_whole() -> None:
 def test_a_routers_report_comes_back_whole() -> None:
     told = RouterReport("r0", {PoolId("d0", 1): InFlight(3, 640)}, {"acme": 12.5, "": 1.0})
     assert records.unpack_router(records.pack_router(told)) == told
+    told = replace(told, crowds={"m": Crowd(3, 1.5, 2, 0.5)})
+    assert records.unpack_router(records.pack_router(told)) == told
+    earlier = msgpack.unpackb(records.pack_router(told))
+    del earlier["crowds"]
+    assert records.unpack_router(msgpack.packb(earlier)) == replace(told, crowds={})
 
 
 def test_fields_of_a_later_version_are_passed_over() -> None:
