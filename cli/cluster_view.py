@@ -131,6 +131,8 @@ def _blocks(load: PoolLoad) -> Text:
 
 
 def _lease(member: Member) -> Text:
+    if member.hung:
+        return Text("hung", style="red")
     if member.draining:
         return Text("draining", style="yellow")
     short = member.lease_remaining_s < _LEASE_WARNING_S

@@ -29,6 +29,10 @@ class Running(Protocol):
     async def serves(self) -> bool:
         """Whether it says, now, that it can serve."""
 
+    async def lives(self) -> bool:
+        """Whether it says, now, that it makes progress; asked once it has served. One that leaves does,
+        whoever told it to."""
+
     async def ended(self) -> BatonError | None:
         """Waits for its end. None: it left in order."""
 
@@ -126,7 +130,8 @@ class Controller:
 
     async def _probe(self, name: str, running: Running) -> None:
         while True:
-            if await running.serves():
+            starting = self.known[name].phase is Phase.STARTING
+            if await (running.serves() if starting else running.lives()):
                 self._note_answer(name)
             else:
                 self.known[name] = reconcile.asked_in_vain(self.known[name], time.monotonic())

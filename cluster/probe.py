@@ -12,6 +12,7 @@ from grpc_health.v1 import health_pb2
 from baton import AsyncClient
 from baton.errors import BatonError
 from baton.rpc.channel import channel
+from baton.rpc.server import LIVENESS
 from baton.rpc.status import from_rpc_error
 from baton.state.base import Member
 from baton.v1 import worker_pb2, worker_pb2_grpc
@@ -30,7 +31,16 @@ def _check(link: grpc.aio.Channel) -> Any:
 
 async def serves(address: str) -> bool:
     """Whether the server at host:port says, in good time, that it can serve."""
-    request = health_pb2.HealthCheckRequest()
+    return await _is_well(address, "")
+
+
+async def lives(address: str) -> bool:
+    """Whether it says, in good time, that it makes progress, even where it takes nothing new."""
+    return await _is_well(address, LIVENESS)
+
+
+async def _is_well(address: str, service: str) -> bool:
+    request = health_pb2.HealthCheckRequest(service=service)
     async with channel(address) as link:
         try:
             answer = await _check(link)(request, timeout=_ANSWER_S)

@@ -160,7 +160,8 @@ class RayCluster:
         self._launcher = Launcher(
             self.spec, Place(self._folder.path, marked), self._choose_ports(joined)
         )
-        self._controller = Controller(self._launcher.launch, self.limits, self.tell)
+        limits = replace(self.limits, drain_s=max(self.limits.drain_s, self.spec.longest_leave_s))
+        self._controller = Controller(self._launcher.launch, limits, self.tell)
         self._want(self.spec.router_names)
         self._controlling = self._loop.submit(self._controller.run())
         if not joined:

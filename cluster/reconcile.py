@@ -26,7 +26,7 @@ class Phase(Enum):
 @dataclass(frozen=True, slots=True)
 class Instance:
     """What is known of one worker or router. `since_s`: in this phase since. `silent_since_s`: when it was
-    first asked in vain whether it serves, since it last said so; what nobody asked is not silent.
+    first asked in vain whether it lives, since it last said so; what nobody asked is not silent.
     `num_failures`: ends in a row that nobody asked for. `error`: what it is being killed for, or, until it
     serves again, what the last one of this name ended of."""
 
@@ -44,7 +44,7 @@ class Limits:
     """`silent_s`: what does not answer for this long hangs. `drain_s`: how long an
     orderly leave may take. `stable_s`: having run for this long, earlier failures are forgotten. The
     first restart is immediate, the next wait `backoff_s`, then twice as long each, up to
-    `max_backoff_s`. `probe_s`: between two questions whether it serves."""
+    `max_backoff_s`. `probe_s`: between two questions whether it lives."""
 
     start_s: float = 120.0
     silent_s: float = 3.0

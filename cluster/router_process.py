@@ -22,6 +22,9 @@ class RouterProcess:
     async def serves(self) -> bool:
         return await probe.serves(self.address)
 
+    async def lives(self) -> bool:
+        return await probe.lives(self.address)
+
     async def ended(self) -> BatonError | None:
         await confirmed_kill.ended(self.pid)
         code = self.process.popen.wait()

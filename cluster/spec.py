@@ -28,6 +28,7 @@ IMPORT_PATHS = {
     Role.PREFILL: "prefill_worker.process:run",
     Role.DECODE: "decode_worker.process:run",
 }
+_END_S = 5.0
 _LEAST = {"num_routers": 1, "num_prefill_workers": 0, "num_decode_workers": 1}
 
 
@@ -84,6 +85,16 @@ class ClusterSpec:
     @property
     def router_names(self) -> tuple[str, ...]:
         return tuple(f"router-{index}" for index in range(self.num_routers))
+
+    @property
+    def longest_leave_s(self) -> float:
+        """How long an orderly leave may take whoever is told to: its grace, and the time to end."""
+        graces = (self.router.drain_grace_s, *(c.host.drain_grace_s for c in self._roles))
+        return max(graces) + _END_S
+
+    @property
+    def _roles(self) -> tuple[PrefillConfig, DecodeConfig]:
+        return self.prefill, self.decode
 
     def config_of(self, worker_name: str) -> RoleConfig:
         return self.prefill if role_of(worker_name) is Role.PREFILL else self.decode

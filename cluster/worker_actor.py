@@ -102,6 +102,9 @@ class WorkerProcess:
             self._address = member.info.address
         return await probe.serves(self._address)
 
+    async def lives(self) -> bool:
+        return await probe.lives(self._address)
+
     async def ended(self) -> BatonError | None:
         gone = asyncio.create_task(self._gone())
         both: set[asyncio.Task[Any]] = {self._outcome, gone}

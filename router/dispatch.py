@@ -39,6 +39,8 @@ from router.fleet import Fleet
 from router.frontend import Finished, GenerateUpdate, ModelCard, PromptLogprobs
 from router.gate import Gate, Place
 from router.intake import Intake
+from router.model_wait import ModelWait
+from router.models import ServedModel
 from router.policy import Choice
 from router.pools import Pool
 from router.request import GenerateInput
@@ -72,6 +74,9 @@ class Dispatcher:
         self._weights = WeightsChoice(
             intake.models, chooser, mixes=config.continue_on_other_weights
         )
+        self._model_wait = ModelWait(
+            intake.models, fleet, config.no_worker_wait_s, config.admission.max_waiting
+        )
 
     def models(self) -> Sequence[ModelCard]:
         return self._intake.models.cards()
@@ -84,7 +89,10 @@ class Dispatcher:
         return text.token_bytes(token_id) if text else b""
 
     async def generate(self, request: GenerateInput) -> AsyncGenerator[GenerateUpdate, None]:
-        life = await self._receive(request)
+        received_s = time.monotonic()
+        self._gate.check_quota(request.tenant)
+        model = await self._model_wait.get(request, received_s)
+        life = await self._receive(request, model, received_s)
         with self._requests.recording(life):
             async with self._place(life) as place:
                 life.instants[instants.ADMITTED] = time.monotonic()
@@ -103,7 +111,8 @@ class Dispatcher:
 
     async def explain(self, request: GenerateInput) -> tuple[int, Explanation]:
         """The number of the prompt's tokens, and which pair it would get now. Starts nothing."""
-        life = await self._receive(request)
+        model = self._intake.models.get(request.model)
+        life = await self._receive(request, model, time.monotonic())
         explanation = self._chooser.explain(
             life.prompt_blocks(), self._fleet.takes, time.monotonic()
         )
@@ -113,10 +122,11 @@ class Dispatcher:
 
     # 1. Receive: validate, tokenize once; a tenant that is to wait anyhow is told before that
 
-    async def _receive(self, request: GenerateInput) -> RequestLife:
-        self._gate.check_quota(request.tenant)
+    async def _receive(
+        self, request: GenerateInput, model: ServedModel, received_s: float
+    ) -> RequestLife:
         request = replace(request, priority=self._gate.class_of(request.priority))
-        life = await self._intake.receive(request)
+        life = await self._intake.receive(request, model, received_s)
         self._weights.begin(life, self._takes(life), time.monotonic())
         return life
 

@@ -1,7 +1,8 @@
 """The workers as this router sees them: who is there, a stream to each decode worker, their pools.
 
 Follows the cluster state. A worker can be chosen while it is registered, not draining, and its stream
-is open; the stream's end is the normal way its death is seen, long before its lease runs out.
+is open; the stream's end is the normal way its death is seen, long before its lease runs out. One that
+says that it hangs is treated as dead: its streams are closed, so that what it had goes on elsewhere.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from router.index import BlockIndex
 from router.kv_follower import KvFollower
 from router.pools import Pool, Pools
 from router.ring import NUM_LINKS, Ring
+
+log = logging.getLogger(__name__)
 
 log = logging.getLogger(__name__)
 
@@ -133,10 +136,10 @@ class Fleet:
         try:
             async for change in self._state.watch():
                 match change:
-                    case Joined(member):
-                        self._join(member)
+                    case Joined(member) | Updated(member) if self._is_news(member):
+                        await self._follow(member)
                         await self._announce()
-                    case Updated(member):
+                    case Joined(member) | Updated(member) if not member.hung:
                         self._update(member)
                         if time.monotonic() - self._measured_s > _MEASURE_INTERVAL_S:
                             await self._announce()
@@ -146,6 +149,17 @@ class Fleet:
         finally:
             for worker in list(self._workers.values()):
                 await worker.close()
+
+    def _is_news(self, member: Member) -> bool:
+        """Whether the worker came, hangs from now on, or goes on."""
+        return member.hung == (member.info.worker_id in self._workers)
+
+    async def _follow(self, member: Member) -> None:
+        if member.hung:
+            log.warning("worker %s hangs: it is given up until it goes on", member.info.worker_id)
+            await self._leave(member)
+        else:
+            self._join(member)
 
     def _join(self, member: Member) -> None:
         self._update(member)

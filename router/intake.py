@@ -35,13 +35,16 @@ class Intake:
         self.models = models
         self._off_loop = off_loop or OffLoop()
 
-    async def receive(self, request: GenerateInput) -> RequestLife:
-        """Raises InvalidArgument where the request is wrong, Overloaded where too much text waits."""
-        received_s = time.monotonic()
-        model = self.models.get(request.model)
+    async def receive(
+        self, request: GenerateInput, model: ServedModel, received_s: float
+    ) -> RequestLife:
+        """Raises InvalidArgument where the request is wrong, Overloaded where too much text waits.
+        `received_s`: monotonic."""
         check_at_a_glance(request, model.limits)
+        timeout_s = request.timeout_s
+        left_s = timeout_s and max(0.0, received_s + timeout_s - time.monotonic())
         try:
-            async with asyncio.timeout(request.timeout_s):
+            async with asyncio.timeout(left_s):
                 return await self._off_loop.run(
                     partial(_begin, request, model, received_s),
                     _size(request),

@@ -37,8 +37,8 @@ def kv_bytes_per_token(layout: Fingerprint) -> float:
 
 @dataclass(slots=True)
 class Models:
-    """A model is served while at least one decode worker of its name is alive. `texts`: the folders'
-    tokenizers; a model without one takes token ids only."""
+    """A model is served while at least one decode worker of its name is alive; without one it stays known,
+    since workers come back. `texts`: the folders' tokenizers; a model without one takes token ids only."""
 
     texts: Mapping[str, ModelText]
     pools: Pools
@@ -64,12 +64,16 @@ class Models:
         ]
 
     def get(self, name: str) -> ServedModel:
-        """The model called `name`; the only one where `name` is empty. Raises UnknownModel."""
+        """The model called `name`; the only one where `name` is empty. Raises UnknownModel, and Unavailable
+        where it has no worker now."""
         known = self._known()
+        if not known:
+            raise Unavailable("no worker is up", retry_after_s=1.0)
         if not name:
-            if len(known) != 1:
-                raise UnknownModel(f"must be one of {sorted(known)}", field="model")
-            (name,) = known
+            usual = [each for each in known if known[each] or each in self.texts] or list(known)
+            if len(usual) != 1:
+                raise UnknownModel(f"must be one of {sorted(usual)}", field="model")
+            (name,) = usual
         if name not in known:
             raise UnknownModel(f"{name!r} is not served; there are {sorted(known)}", field="model")
         served = known[name]
@@ -86,7 +90,7 @@ class Models:
         """All models by name. Every request asks, so it is found out only when workers change."""
         if self._version != self.pools.version:
             brought = (name for name in self.pools.models() if self._decode_workers(name))
-            names = dict.fromkeys((*self.texts, *brought))
+            names = dict.fromkeys((*self.texts, *self._served, *brought))
             self._served = {name: self._find(name) for name in names}
             self._version = self.pools.version
         return self._served

@@ -167,6 +167,7 @@ def _worker_status(member: Member, connected: bool) -> admin_pb2.WorkerStatus:
         draining=member.draining,
         lease_remaining_s=member.lease_remaining_s,
         connected=connected,
+        hung=member.hung,
     )
 
 

@@ -31,11 +31,11 @@ from baton.v1 import worker_pb2_grpc
 from engine.accounts import Accounts, pool_load
 from engine.model_runner import ModelRunner
 from engine.warm_up import warm_up
-from worker import watchdog
 from worker.config import HostConfig
 from worker.kv_events import KvEventLog
 from worker.service import WorkerService
 from worker.step_loop import Role, Runner, StepLoop
+from worker.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +85,7 @@ class Host(Generic[Event, Commands]):
         self._deliver = deliver
         self._loop = asyncio.get_running_loop()
         self._steps = StepLoop(role, runner, self._after_step, self.fail)
+        self._watchdog = Watchdog(self._steps, config.times)
         self._events = KvEventLog(role.scheduler.blocks, self._loop)
         self._worker_id = config.worker_id or f"{role.name.name.lower()}-{os.getpid()}"
         self._incarnation = time.time_ns() // 1_000_000
@@ -114,7 +115,7 @@ class Host(Generic[Event, Commands]):
         registration = Registration(known, self._report, config.times)
         registration.start()
         log.info("%s serves on %s", self._worker_id, self.server.address)
-        dog = watchdog.watch(self._steps, config.times, self.server.set_serving)
+        dog = self._watchdog.watch(self._set_well)
         tasks = [self._loop.create_task(each) for each in (dog, *(each() for each in background))]
         for task in tasks:
             task.add_done_callback(self._background_ended)
@@ -180,8 +181,12 @@ class Host(Generic[Event, Commands]):
         self._role.scheduler.check_integrity()
 
     def is_hung(self) -> bool:
-        """Whether a step takes longer than any ever should. Any thread."""
-        return watchdog.is_hung(self._steps, self.config.times)
+        """Whether it makes no progress. Any thread."""
+        return self._watchdog.is_hung()
+
+    async def _set_well(self, well: bool) -> None:
+        await self.server.set_serving(well)
+        await self.server.set_alive(well)
 
     @property
     def kv_events(self) -> KvEventLog:
@@ -245,4 +250,4 @@ class Host(Generic[Event, Commands]):
     # On the registration's thread
 
     def _report(self) -> Report:
-        return Report(self.info, (self._load,), self._draining)
+        return Report(self.info, (self._load,), self._draining, self.is_hung())

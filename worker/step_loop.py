@@ -87,7 +87,7 @@ class StepLoop(Generic[Event, Commands]):
         self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
         self._closed = False
         self._has_work = False
-        self.step_started_s: float | None = None  # of the step in progress; None between steps
+        self.busy_since_s: float | None = None  # with a step, or with events; None while it waits
         self.longest_step_s = 0.0
 
     def start(self) -> None:
@@ -137,28 +137,30 @@ class StepLoop(Generic[Event, Commands]):
             self._on_failure(error)
         finally:
             self._closed = True
+            self.busy_since_s = None
             self._drain_questions()
 
     def _step(self) -> None:
-        started_s = self._clock()
+        started_s = self.busy_since_s = self._clock()
         plan = self._role.schedule(started_s)
         self._deliver(self._role.take_commands())
         self._has_work = plan is not None
         if plan is None:
             return
-        self.step_started_s = started_s
         output = self._runner.run(plan)
         ended_s = self._clock()
         self._role.update(plan, output, ended_s)
         self._deliver(self._role.take_commands())
-        self.step_started_s = None
         self.longest_step_s = max(self.longest_step_s, ended_s - started_s)
 
     def _take_events(self) -> bool:
         """Handles what has arrived; waits for something only where there is no work. False: stop."""
         wait_s = 0.0 if self._has_work else self._idle_wait_s()
+        if wait_s:
+            self.busy_since_s = None
         try:
             item = self._inbox.get(timeout=wait_s) if wait_s else self._inbox.get_nowait()
+            self.busy_since_s = self._clock()
             while True:
                 if item is None:
                     return False

@@ -98,6 +98,7 @@ class AsyncClient:
                 info=convert.worker_info_from_proto(worker.info),
                 loads=tuple(map(convert.pool_load_from_proto, worker.loads)),
                 draining=worker.draining,
+                hung=worker.hung,
                 lease_remaining_s=worker.lease_remaining_s,
                 connected=worker.connected,
             )

@@ -28,6 +28,10 @@ logger = logging.getLogger(__name__)
 Servicer = TypeVar("Servicer")
 Register = Callable[[Servicer, Any], None]
 
+# What health knows beside the services: SERVING for as long as the process makes progress, also while it
+# leaves and its services are NOT_SERVING.
+LIVENESS = "liveness"
+
 _MAX_PENDING = 100_000  # calls that have arrived and whose handlers have not begun
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -63,6 +67,7 @@ class Server:
         self._background_calls = Calls(self.options.max_open_streams)
         self._services: list[str] = []
         self._health = health.aio.HealthServicer()
+        self._leaving = False
         self._server = grpc.aio.server(
             options=[
                 *KEEPALIVE,
@@ -122,6 +127,7 @@ class Server:
         names = (*self._services, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
         await self.set_serving(False)
+        await self.set_alive(True)
         self.port = self._listen(self.options.port)
         if self.options.own_port is not None:
             self._listen(self.options.own_port)
@@ -138,11 +144,20 @@ class Server:
     async def set_serving(self, serving: bool) -> None:
         """What health says, overall and of every service. Has no effect once the server leaves."""
         for service in ("", *self._services):
-            await self._health.set(service, _SERVING if serving else _NOT_SERVING)
+            await self._set_health(service, serving and not self._leaving)
+
+    async def set_alive(self, alive: bool) -> None:
+        """What health says of `LIVENESS`."""
+        await self._set_health(LIVENESS, alive)
+
+    async def _set_health(self, service: str, good: bool) -> None:
+        await self._health.set(service, _SERVING if good else _NOT_SERVING)
 
     async def leave(self) -> None:
-        """Health says from now on and for good that this process does not serve; it still answers."""
-        await self._health.enter_graceful_shutdown()
+        """Health says from now on and for good that this process does not serve; it lives, and still
+        answers."""
+        self._leaving = True
+        await self.set_serving(False)
 
     async def drain(self, grace_s: float) -> None:
         """Leaves in order: health says so, new work is refused with `Draining`, work in flight has

@@ -16,11 +16,13 @@ from baton.types import PoolId, PoolLoad, WorkerInfo
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a worker says of itself: `info` once, the rest every second."""
+    """What a worker says of itself: `info` once, the rest every second. `hung`: it makes no progress; what
+    it was given goes on elsewhere."""
 
     info: WorkerInfo
     loads: tuple[PoolLoad, ...] = ()
     draining: bool = False
+    hung: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,7 @@ class Member:
     draining: bool
     lease_remaining_s: float = field(compare=False)
     connected: bool = field(default=False, compare=False)
+    hung: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,7 @@ class Joined:
 
 @dataclass(frozen=True, slots=True)
 class Updated:
-    """Its loads, its draining or its description changed; its incarnation is the same."""
+    """Its loads, its state or its description changed; its incarnation is the same."""
 
     member: Member
 

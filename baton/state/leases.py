@@ -15,7 +15,8 @@ class _Lease:
 
     def member(self, now_s: float) -> Member:
         remaining_s = max(0.0, self.expires_s - now_s)
-        return Member(self.report.info, self.report.loads, self.report.draining, remaining_s)
+        report = self.report
+        return Member(report.info, report.loads, report.draining, remaining_s, hung=report.hung)
 
 
 class LeaseTable:

@@ -28,6 +28,7 @@ def pack_worker(report: Report, beat: int) -> bytes:
             "info": asdict(report.info),
             "loads": [asdict(load) for load in report.loads],
             "draining": report.draining,
+            "hung": report.hung,
         }
     )
 
@@ -40,6 +41,7 @@ def unpack_worker(data: bytes) -> tuple[Report, int]:
             _info(_packed(record["info"])),
             tuple(_made(PoolLoad, load) for load in record["loads"]),
             bool(record["draining"]),
+            bool(record.get("hung", False)),
         )
         return report, int(record["beat"])
     except (KeyError, TypeError) as error:

@@ -54,6 +54,7 @@ async def _messages(reports: AsyncIterator[Report]) -> AsyncIterator[worker_pb2.
         message = worker_pb2.WorkerReport(
             loads=[convert.pool_load_to_proto(load) for load in report.loads],
             draining=report.draining,
+            hung=report.hung,
             worker_time_s=time.monotonic(),
         )
         if report.info != known:

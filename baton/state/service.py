@@ -39,7 +39,7 @@ class RegistryServicer(worker_pb2_grpc.RegistryServicer):
             draining = message.draining
             loads = tuple(convert.pool_load_from_proto(load) for load in message.loads)
             yield worker_pb2.LeaseGrant(
-                lease_s=await self._state.report(Report(info, loads, draining)),
+                lease_s=await self._state.report(Report(info, loads, draining, message.hung)),
                 router_id=self._router_id,
                 echo_worker_time_s=message.worker_time_s,
                 routers=self._routers,

@@ -43,10 +43,13 @@ class WorkerStatus(_message.Message):
     DRAINING_FIELD_NUMBER: _builtins.int
     LEASE_REMAINING_S_FIELD_NUMBER: _builtins.int
     CONNECTED_FIELD_NUMBER: _builtins.int
+    HUNG_FIELD_NUMBER: _builtins.int
     draining: _builtins.bool
     lease_remaining_s: _builtins.float
     connected: _builtins.bool
     """this router has streams to it: it can be chosen"""
+    hung: _builtins.bool
+    """it reports, but makes no progress: no router chooses it"""
     @_builtins.property
     def info(self) -> _common_pb2.WorkerInfo: ...
     @_builtins.property
@@ -59,10 +62,11 @@ class WorkerStatus(_message.Message):
         draining: _builtins.bool = ...,
         lease_remaining_s: _builtins.float = ...,
         connected: _builtins.bool = ...,
+        hung: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["info", b"info"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["connected", b"connected", "draining", b"draining", "info", b"info", "lease_remaining_s", b"lease_remaining_s", "loads", b"loads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["connected", b"connected", "draining", b"draining", "hung", b"hung", "info", b"info", "lease_remaining_s", b"lease_remaining_s", "loads", b"loads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

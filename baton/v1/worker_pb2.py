@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from baton.v1 import common_pb2 as baton_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x62\x61ton/v1/worker.proto\x12\x08\x62\x61ton.v1\x1a\x15\x62\x61ton/v1/common.proto\"\x10\n\x0eGetInfoRequest\"\x16\n\x14GetWorkerLoadRequest\":\n\x15GetWorkerLoadResponse\x12!\n\x05pools\x18\x01 \x03(\x0b\x32\x12.baton.v1.PoolLoad\"%\n\x12\x44rainWorkerRequest\x12\x0f\n\x07grace_s\x18\x01 \x01(\x01\"\x15\n\x13\x44rainWorkerResponse\"5\n\x15StreamKvEventsRequest\x12\x1c\n\x04pool\x18\x01 \x01(\x0b\x32\x0e.baton.v1.Pool\"\x89\x01\n\x0cKvEventBatch\x12\x1c\n\x04pool\x18\x01 \x01(\x0b\x32\x0e.baton.v1.Pool\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x14\n\x0c\x66irst_number\x18\x03 \x01(\x04\x12\r\n\x05\x63ount\x18\x04 \x01(\r\x12\x10\n\x08snapshot\x18\x05 \x01(\x08\x12\x0f\n\x07records\x18\x06 \x01(\x0c\"\x17\n\x15\x43heckIntegrityRequest\"O\n\x16\x43heckIntegrityResponse\x12!\n\x05pools\x18\x01 \x03(\x0b\x32\x12.baton.v1.PoolLoad\x12\x12\n\nviolations\x18\x02 \x03(\t\"~\n\x0cWorkerReport\x12\"\n\x04info\x18\x01 \x01(\x0b\x32\x14.baton.v1.WorkerInfo\x12!\n\x05loads\x18\x02 \x03(\x0b\x32\x12.baton.v1.PoolLoad\x12\x10\n\x08\x64raining\x18\x03 \x01(\x08\x12\x15\n\rworker_time_s\x18\x04 \x01(\x01\"]\n\nLeaseGrant\x12\x0f\n\x07lease_s\x18\x01 \x01(\x01\x12\x11\n\trouter_id\x18\x02 \x01(\t\x12\x1a\n\x12\x65\x63ho_worker_time_s\x18\x03 \x01(\x01\x12\x0f\n\x07routers\x18\x04 \x03(\t2\x83\x03\n\x06Worker\x12\x39\n\x07GetInfo\x12\x18.baton.v1.GetInfoRequest\x1a\x14.baton.v1.WorkerInfo\x12P\n\rGetWorkerLoad\x12\x1e.baton.v1.GetWorkerLoadRequest\x1a\x1f.baton.v1.GetWorkerLoadResponse\x12J\n\x0b\x44rainWorker\x12\x1c.baton.v1.DrainWorkerRequest\x1a\x1d.baton.v1.DrainWorkerResponse\x12K\n\x0eStreamKvEvents\x12\x1f.baton.v1.StreamKvEventsRequest\x1a\x16.baton.v1.KvEventBatch0\x01\x12S\n\x0e\x43heckIntegrity\x12\x1f.baton.v1.CheckIntegrityRequest\x1a .baton.v1.CheckIntegrityResponse2H\n\x08Registry\x12<\n\x08Register\x12\x16.baton.v1.WorkerReport\x1a\x14.baton.v1.LeaseGrant(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x62\x61ton/v1/worker.proto\x12\x08\x62\x61ton.v1\x1a\x15\x62\x61ton/v1/common.proto\"\x10\n\x0eGetInfoRequest\"\x16\n\x14GetWorkerLoadRequest\":\n\x15GetWorkerLoadResponse\x12!\n\x05pools\x18\x01 \x03(\x0b\x32\x12.baton.v1.PoolLoad\"%\n\x12\x44rainWorkerRequest\x12\x0f\n\x07grace_s\x18\x01 \x01(\x01\"\x15\n\x13\x44rainWorkerResponse\"5\n\x15StreamKvEventsRequest\x12\x1c\n\x04pool\x18\x01 \x01(\x0b\x32\x0e.baton.v1.Pool\"\x89\x01\n\x0cKvEventBatch\x12\x1c\n\x04pool\x18\x01 \x01(\x0b\x32\x0e.baton.v1.Pool\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x14\n\x0c\x66irst_number\x18\x03 \x01(\x04\x12\r\n\x05\x63ount\x18\x04 \x01(\r\x12\x10\n\x08snapshot\x18\x05 \x01(\x08\x12\x0f\n\x07records\x18\x06 \x01(\x0c\"\x17\n\x15\x43heckIntegrityRequest\"O\n\x16\x43heckIntegrityResponse\x12!\n\x05pools\x18\x01 \x03(\x0b\x32\x12.baton.v1.PoolLoad\x12\x12\n\nviolations\x18\x02 \x03(\t\"\x8c\x01\n\x0cWorkerReport\x12\"\n\x04info\x18\x01 \x01(\x0b\x32\x14.baton.v1.WorkerInfo\x12!\n\x05loads\x18\x02 \x03(\x0b\x32\x12.baton.v1.PoolLoad\x12\x10\n\x08\x64raining\x18\x03 \x01(\x08\x12\x15\n\rworker_time_s\x18\x04 \x01(\x01\x12\x0c\n\x04hung\x18\x05 \x01(\x08\"]\n\nLeaseGrant\x12\x0f\n\x07lease_s\x18\x01 \x01(\x01\x12\x11\n\trouter_id\x18\x02 \x01(\t\x12\x1a\n\x12\x65\x63ho_worker_time_s\x18\x03 \x01(\x01\x12\x0f\n\x07routers\x18\x04 \x03(\t2\x83\x03\n\x06Worker\x12\x39\n\x07GetInfo\x12\x18.baton.v1.GetInfoRequest\x1a\x14.baton.v1.WorkerInfo\x12P\n\rGetWorkerLoad\x12\x1e.baton.v1.GetWorkerLoadRequest\x1a\x1f.baton.v1.GetWorkerLoadResponse\x12J\n\x0b\x44rainWorker\x12\x1c.baton.v1.DrainWorkerRequest\x1a\x1d.baton.v1.DrainWorkerResponse\x12K\n\x0eStreamKvEvents\x12\x1f.baton.v1.StreamKvEventsRequest\x1a\x16.baton.v1.KvEventBatch0\x01\x12S\n\x0e\x43heckIntegrity\x12\x1f.baton.v1.CheckIntegrityRequest\x1a .baton.v1.CheckIntegrityResponse2H\n\x08Registry\x12<\n\x08Register\x12\x16.baton.v1.WorkerReport\x1a\x14.baton.v1.LeaseGrant(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -50,12 +50,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CHECKINTEGRITYREQUEST']._serialized_end=440
   _globals['_CHECKINTEGRITYRESPONSE']._serialized_start=442
   _globals['_CHECKINTEGRITYRESPONSE']._serialized_end=521
-  _globals['_WORKERREPORT']._serialized_start=523
-  _globals['_WORKERREPORT']._serialized_end=649
-  _globals['_LEASEGRANT']._serialized_start=651
-  _globals['_LEASEGRANT']._serialized_end=744
-  _globals['_WORKER']._serialized_start=747
-  _globals['_WORKER']._serialized_end=1134
-  _globals['_REGISTRY']._serialized_start=1136
-  _globals['_REGISTRY']._serialized_end=1208
+  _globals['_WORKERREPORT']._serialized_start=524
+  _globals['_WORKERREPORT']._serialized_end=664
+  _globals['_LEASEGRANT']._serialized_start=666
+  _globals['_LEASEGRANT']._serialized_end=759
+  _globals['_WORKER']._serialized_start=762
+  _globals['_WORKER']._serialized_end=1149
+  _globals['_REGISTRY']._serialized_start=1151
+  _globals['_REGISTRY']._serialized_end=1223
 # @@protoc_insertion_point(module_scope)

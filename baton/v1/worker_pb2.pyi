@@ -213,9 +213,12 @@ class WorkerReport(_message.Message):
     LOADS_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
     WORKER_TIME_S_FIELD_NUMBER: _builtins.int
+    HUNG_FIELD_NUMBER: _builtins.int
     draining: _builtins.bool
     worker_time_s: _builtins.float
     """the worker's monotonic clock when it wrote this"""
+    hung: _builtins.bool
+    """no progress: its requests go on elsewhere until it says otherwise"""
     @_builtins.property
     def info(self) -> _common_pb2.WorkerInfo:
         """in the first report of a call"""
@@ -229,10 +232,11 @@ class WorkerReport(_message.Message):
         loads: _abc.Iterable[_common_pb2.PoolLoad] | None = ...,
         draining: _builtins.bool = ...,
         worker_time_s: _builtins.float = ...,
+        hung: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["info", b"info"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "info", b"info", "loads", b"loads", "worker_time_s", b"worker_time_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "hung", b"hung", "info", b"info", "loads", b"loads", "worker_time_s", b"worker_time_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

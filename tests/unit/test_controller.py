@@ -26,12 +26,19 @@ LIMITS = Limits(
 class FakeWorker:
     pid: int
     answers: bool = True
+    takes: bool = True
     leaves: bool = True
     done: asyncio.Future[BatonError | None] = field(default_factory=asyncio.Future)
     drained: bool = False
     killed: bool = False
 
+    num_asked: int = 0
+
     async def serves(self) -> bool:
+        return self.answers and self.takes
+
+    async def lives(self) -> bool:
+        self.num_asked += 1
         return self.answers
 
     async def ended(self) -> BatonError | None:
@@ -127,6 +134,19 @@ async def test_a_silent_worker_is_killed_and_replaced() -> None:
         assert first.killed
         assert not first.drained
     assert it.told[0] == "decode-0 has not answered for 0.5 s: killed"
+
+
+async def test_one_that_somebody_drains_has_all_the_time_it_was_given() -> None:
+    async with fleet("decode-0") as it:
+        await until(lambda: it.runs("decode-0"))
+        leaver = it.now("decode-0")
+        leaver.takes = False
+        enough = leaver.num_asked + 2 + int(LIMITS.silent_s / LIMITS.probe_s)
+        await until(lambda: leaver.num_asked >= enough)
+        assert not leaver.killed
+        await leaver.drain()
+        await until(lambda: it.runs("decode-0") and it.now("decode-0") is not leaver)
+    assert it.told[0] == "decode-0 (process 1000) left; starting it again"
 
 
 async def test_a_worker_that_is_never_ready_is_killed_and_replaced() -> None:

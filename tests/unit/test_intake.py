@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from router.models import Models
 from router.off_loop import SHORT, OffLoop
 from router.pools import Pools
 from router.request import Chat, GenerateInput, Message
+from router.request_life import RequestLife
 from router.request_reader import RequestReader
 from router.text.model_text import ModelText
 from tests.fakes import FakeFrontend
@@ -68,6 +70,10 @@ def make_intake(text: ModelText, off_loop: OffLoop | None = None) -> Intake:
     return Intake(Models({"m": text}, pools), off_loop)
 
 
+async def receive(intake: Intake, request: GenerateInput) -> RequestLife:
+    return await intake.receive(request, intake.models.get("m"), time.monotonic())
+
+
 def chat(*contents: str) -> Chat:
     return Chat(tuple(Message("user", content) for content in contents))
 
@@ -79,7 +85,7 @@ def chat(*contents: str) -> Chat:
 )
 async def test_what_can_never_fit_is_not_even_looked_at(text: WatchedText, prompt: Any) -> None:
     with pytest.raises(InvalidArgument, match=f"allows at most {CONTEXT - 1}"):
-        await make_intake(text).receive(GenerateInput(prompt=prompt))
+        await receive(make_intake(text), GenerateInput(prompt=prompt))
     assert text.threads == []
 
 
@@ -88,7 +94,7 @@ async def test_a_conversation_that_is_too_long_once_rendered_is_not_tokenized(
 ) -> None:
     monkeypatch.setattr(text, "_tokenizer", object())  # cannot tokenize
     with pytest.raises(InvalidArgument, match="characters") as refused:
-        await make_intake(text).receive(GenerateInput(prompt=chat("a" * CONTEXT)))
+        await receive(make_intake(text), GenerateInput(prompt=chat("a" * CONTEXT)))
     assert refused.value.field == "chat.messages"
 
 
@@ -96,7 +102,7 @@ async def test_a_conversation_that_is_too_long_once_rendered_is_not_tokenized(
     "prompt", ["a" * SHORT, chat("a" * SHORT), chat(*["a"] * 100)], ids=["text", "turn", "turns"]
 )
 async def test_long_prompts_are_worked_on_elsewhere(text: WatchedText, prompt: Any) -> None:
-    life = await make_intake(text).receive(GenerateInput(prompt=prompt))
+    life = await receive(make_intake(text), GenerateInput(prompt=prompt))
     assert life._block_ids is not None  # named there, too
     assert text.threads
     assert HERE not in text.threads
@@ -107,7 +113,7 @@ async def test_long_prompts_are_worked_on_elsewhere(text: WatchedText, prompt: A
 
 
 async def test_short_ones_take_no_detour(text: WatchedText) -> None:
-    await make_intake(text).receive(GenerateInput(prompt="hello"))
+    await receive(make_intake(text), GenerateInput(prompt="hello"))
     assert text.threads == [HERE]
 
 
@@ -117,7 +123,7 @@ async def test_a_deadline_ends_the_wait_for_a_turn(text: WatchedText) -> None:
     await asyncio.sleep(0)
     asked = GenerateInput(prompt="a" * SHORT, timeout_s=0.01)
     with pytest.raises(DeadlineExceeded):
-        await make_intake(text, off_loop).receive(asked)
+        await receive(make_intake(text, off_loop), asked)
     go.set()
     assert await before
     assert text.threads == []

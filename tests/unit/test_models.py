@@ -38,9 +38,11 @@ def test_a_look_up_looks_at_the_pools_only_after_a_worker_changed() -> None:
 def test_it_knows_of_every_change_at_once() -> None:
     pools = Pools()
     models = Models({}, pools)
-    with pytest.raises(UnknownModel):
+    with pytest.raises(Unavailable):
         models.get("m")
     pools.put(make_worker("d-0"))
+    with pytest.raises(UnknownModel):
+        models.get("n")
     assert models.get("m").limits.max_model_len == 4096
     pools.put(replace(make_worker("d-1"), max_model_len=100))
     assert models.get("m").limits.max_model_len == 100

@@ -15,7 +15,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from baton import errors
 from baton.rpc.channel import channel
-from baton.rpc.server import Server, ServerOptions
+from baton.rpc.server import LIVENESS, Server, ServerOptions
 from baton.rpc.status import ERROR_METADATA, from_rpc_error
 from baton.v1 import inference_pb2 as pb
 from baton.v1 import inference_pb2_grpc, worker_pb2, worker_pb2_grpc
@@ -288,6 +288,7 @@ async def test_drain_lets_work_end_and_refuses_more(served: Served) -> None:
     assert (await background.read()).router_id == "w1"
     await served.server.set_serving(True)  # has no effect any more
     assert await served.status() == NOT_SERVING
+    assert await served.status(LIVENESS) == SERVING  # nobody need kill it
     while not (await work.read()).HasField("usage"):
         pass
     assert await work.code() is grpc.StatusCode.OK
