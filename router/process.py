@@ -26,6 +26,7 @@ from router.exchange import Exchange
 from router.fleet import Fleet
 from router.gate import Gate
 from router.http.app import create_app
+from router.http.in_flight import InFlight
 from router.http.server import HttpServer
 from router.index import BlockIndex
 from router.intake import Intake
@@ -137,14 +138,22 @@ class Router:
                 background.append(self._exchange.run())
             tasks = [asyncio.create_task(each) for each in background]
             stack.push_async_callback(_cancel, tasks)
+            in_flight = InFlight(self.server.one_request, lambda: self.server.draining)
             http = await HttpServer.start(
-                create_app(self._dispatcher, self._metrics.registry, slow_client_s, self._off_loop),
+                create_app(
+                    self._dispatcher,
+                    self._metrics.registry,
+                    slow_client_s,
+                    self._off_loop,
+                    in_flight,
+                ),
                 self.config.host,
                 self.config.http_port,
                 own_port=None if self._own is None else self._own.http,
                 slow_client_s=slow_client_s,
             )
             stack.push_async_callback(http.stop)
+            stack.callback(in_flight.cut)
             await self.server.start()
             stack.push_async_callback(self.server.drain, self.config.drain_grace_s)
             await self.server.set_serving(True)

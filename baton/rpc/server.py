@@ -3,7 +3,8 @@
 It knows no service by name. Two kinds are added to it: those whose calls are the work (`add`), for
 which a drain waits, and those that accompany it (`add_background`: streams between processes that
 last as long as both live, and what operators call), which go on being answered until the very end.
-A session is a call that carries work: a drain waits for the requests in it (`one_request`).
+A session is a call that carries work: a drain waits for the requests in it (`one_request`), and for
+those of another face, as HTTP.
 """
 
 from __future__ import annotations
@@ -94,8 +95,14 @@ class Server:
         `sessions`: methods whose calls last as long as their client likes."""
         self._add(register, servicer, self._calls, sessions)
 
+    @property
+    def draining(self) -> bool:
+        """Whether new work is refused."""
+        return self._calls.draining
+
     def one_request(self) -> AbstractContextManager[None]:
-        """Counts a request of a session as if it were a call; raises `Draining` or `Overloaded`."""
+        """Counts a request of a session, or of another face, as if it were a call; raises `Draining` or
+        `Overloaded`."""
         return self._calls.one(stream=True)
 
     def add_background(self, register: Register[Servicer], servicer: Servicer) -> None:

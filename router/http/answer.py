@@ -24,6 +24,7 @@ from router.http.call import Call
 from router.http.choices import (
     FINISH_REASONS,
     Choice,
+    Collected,
     collect,
     show_timeline,
     show_usage,
@@ -32,6 +33,7 @@ from router.http.choices import (
 )
 from router.http.disconnect import ClientGone, while_connected
 from router.http.errors import error_body, error_response
+from router.http.in_flight import InFlight
 
 log = logging.getLogger(__name__)
 
@@ -61,9 +63,13 @@ class Answer(Protocol):
 
 
 async def answer_whole(
-    frontend: Frontend, call: Call, answer: Answer, receive: Receive
+    frontend: Frontend, call: Call, answer: Answer, receive: Receive, in_flight: InFlight
 ) -> JSONResponse:
-    collected = await while_connected(receive, collect(frontend, call))
+    async def work() -> Collected:
+        async with in_flight.one():
+            return await collect(frontend, call)
+
+    collected = await while_connected(receive, work())
     body: dict[str, Any] = {
         "id": answer.id_prefix + call.request_id,
         "object": answer.whole,
@@ -84,13 +90,19 @@ class EventStream(Response):
     media_type = "text/event-stream"
 
     def __init__(
-        self, frontend: Frontend, call: Call, answer: Answer, slow_client_s: float | None
+        self,
+        frontend: Frontend,
+        call: Call,
+        answer: Answer,
+        in_flight: InFlight,
+        slow_client_s: float | None,
     ) -> None:
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]  # of the empty body; this one's length nobody knows
         self._frontend = frontend
         self._call = call
         self._answer = answer
+        self._in_flight = in_flight
         self._slow_client_s = slow_client_s
         self._is_open = False
         self._head = ""
@@ -102,7 +114,10 @@ class EventStream(Response):
 
     async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            async with aclosing(updates_of(self._frontend, self._call)) as updates:
+            async with (
+                self._in_flight.one(),
+                aclosing(updates_of(self._frontend, self._call)) as updates,
+            ):
                 async for prompt_index, update in updates:
                     if events := self._events(prompt_index, update):
                         await self._send(send, events)

@@ -21,7 +21,15 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from baton.errors import BatonError, Internal, InvalidArgument, NotFound, Unavailable, UnknownModel
+from baton.errors import (
+    BatonError,
+    Draining,
+    Internal,
+    InvalidArgument,
+    NotFound,
+    Unavailable,
+    UnknownModel,
+)
 from router.frontend import Frontend, ModelCard, max_entries
 from router.http.answer import Answer, EventStream, answer_whole
 from router.http.body import (
@@ -35,6 +43,7 @@ from router.http.chat import ChatAnswer, read_chat
 from router.http.completions import CompletionAnswer, read_completion
 from router.http.disconnect import ClientGone
 from router.http.errors import error_response
+from router.http.in_flight import InFlight
 from router.http.logprobs import TokenNames
 from router.http.request_id import RequestIdMiddleware
 from router.off_loop import OffLoop
@@ -45,11 +54,12 @@ def create_app(
     registry: CollectorRegistry,
     slow_client_s: float | None = None,
     off_loop: OffLoop | None = None,
+    in_flight: InFlight | None = None,
 ) -> Starlette:
     """`registry`: what /metrics shows. `slow_client_s`: a client that for this long sends nothing of
     its body, or reads nothing of a stream, is given up; None for no limit. `off_loop`: where long bodies
-    are read."""
-    face = _Face(frontend, registry, slow_client_s, off_loop or OffLoop())
+    are read. `in_flight`: of whoever is to end its requests."""
+    face = _Face(frontend, registry, slow_client_s, off_loop or OffLoop(), in_flight or InFlight())
     return Starlette(
         routes=[
             Route("/v1/chat/completions", face.chat, methods=["POST"]),
@@ -77,11 +87,13 @@ class _Face:
         registry: CollectorRegistry,
         slow_client_s: float | None,
         off_loop: OffLoop,
+        in_flight: InFlight,
     ) -> None:
         self._frontend = frontend
         self._registry = registry
         self._slow_client_s = slow_client_s
         self._off_loop = off_loop
+        self._in_flight = in_flight
 
     async def chat(self, request: Request) -> Response:
         call = await self._call(request, read_chat)
@@ -103,6 +115,8 @@ class _Face:
         raise UnknownModel(f"there is no model {name!r}", field="model")
 
     async def health(self, request: Request) -> Response:
+        if self._in_flight.is_draining():
+            return error_response(Draining("this router is leaving"))
         if self._frontend.is_serving():
             return JSONResponse({"status": "serving"})
         return error_response(Unavailable("no worker can take a request now"))
@@ -127,8 +141,8 @@ class _Face:
 
     async def _answer(self, request: Request, call: Call, answer: Answer) -> Response:
         if call.stream:
-            return EventStream(self._frontend, call, answer, self._slow_client_s)
-        return await answer_whole(self._frontend, call, answer, request.receive)
+            return EventStream(self._frontend, call, answer, self._in_flight, self._slow_client_s)
+        return await answer_whole(self._frontend, call, answer, request.receive, self._in_flight)
 
     def _names(self, call: Call) -> TokenNames:
         model = call.inputs[0].model

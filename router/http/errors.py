@@ -8,7 +8,7 @@ from typing import Any
 
 from starlette.responses import JSONResponse
 
-from baton.errors import STATUS, BatonError
+from baton.errors import STATUS, BatonError, Draining
 
 _TYPES = {
     401: "authentication_error",
@@ -47,4 +47,6 @@ def error_response(error: BatonError, *, status: int | None = None) -> JSONRespo
     headers = {}
     if error.retry_after_s > 0:
         headers["Retry-After"] = str(math.ceil(error.retry_after_s))  # whole seconds (RFC 9110)
+    if isinstance(error, Draining):
+        headers["Connection"] = "close"  # the next one leads to whoever listens then
     return JSONResponse(error_body(error, status=status), status_code=status, headers=headers)

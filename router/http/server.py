@@ -13,6 +13,10 @@ from starlette.types import ASGIApp
 from baton.errors import ConfigError
 from router.http.connection import Connection
 
+# An idle connection is kept for longer than by any usual client or load balancer (60 s), so that the client
+# is the one that closes it, and never sends a request into a connection that is being closed.
+_IDLE_S = 75
+
 
 class _Server(uvicorn.Server):
     @contextlib.contextmanager
@@ -43,7 +47,7 @@ class HttpServer:
     ) -> HttpServer:
         """Port 0 takes a free one. `own_port`: of this process alone; `port` is then shared with others.
         `slow_client_s`: how long a client may take for the head of a request. `grace_s`: how long `stop`
-        lets requests end by themselves."""
+        waits for last words to leave."""
         shares = own_port is not None
         listeners = [_listen(host, port, shares)]
         if own_port is not None:
@@ -56,6 +60,7 @@ class HttpServer:
             lifespan="off",
             ws="none",
             timeout_graceful_shutdown=grace_s,
+            timeout_keep_alive=_IDLE_S,
         )
         started = cls(_Server(config), listeners)
         while not started._server.started:
