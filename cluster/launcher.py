@@ -13,23 +13,11 @@ from cluster import private_ray, worker_actor
 from cluster.controller import Running
 from cluster.placement import Slot, place
 from cluster.process import Place, arguments
+from cluster.router_ports import RouterPorts
 from cluster.router_process import RouterProcess
 from cluster.spec import IMPORT_PATHS, ClusterSpec, role_of
 from cluster.worker_actor import ActorOptions, WorkerProcess
 from worker.actor import Launch
-
-
-@dataclass(frozen=True, slots=True)
-class RouterPorts:
-    """`host`: as others reach it."""
-
-    host: str
-    grpc: int
-    http: int
-
-    @property
-    def address(self) -> str:
-        return f"{self.host}:{self.grpc}"
 
 
 @dataclass(slots=True)
@@ -52,6 +40,7 @@ class Launcher:
         ports = self.routers[name]
         options = {
             **self.spec.router_options,
+            "host": ports.listen,
             "grpc_port": ports.grpc,
             "http_port": ports.http,
         }

@@ -111,6 +111,7 @@ def arguments(flags: Flags) -> list[str]:
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    with contextlib.closing(socket.create_server((host, 0))) as listener:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with contextlib.closing(socket.create_server((host, 0), family=family)) as listener:
         port: int = listener.getsockname()[1]
         return port

@@ -18,17 +18,17 @@ from dataclasses import dataclass, field, replace
 from typing import Self
 
 from baton.errors import ConfigError, Unavailable
-from cluster import private_ray, probe, worker_actor
+from cluster import private_ray, probe, router_ports, worker_actor
 from cluster.controller import Controller
 from cluster.folder import ClusterFolder
-from cluster.launcher import Launcher, RouterPorts
+from cluster.launcher import Launcher
 from cluster.loop_thread import LoopThread
-from cluster.process import Place, free_port, log_tail
+from cluster.process import Place, log_tail
 from cluster.reconcile import Instance, Limits, Phase
+from cluster.router_ports import RouterPorts
 from cluster.spec import ClusterSpec
 
 _POLL_S = 0.05
-_LOOPBACKS = ("127.0.0.1", "localhost", "::1")
 
 
 @dataclass(slots=True)
@@ -64,8 +64,7 @@ class RayCluster:
     @property
     def base_url(self) -> str:
         """Of the first router's OpenAI-compatible API."""
-        first = next(iter(self._routers.values()))
-        return f"http://{first.host}:{first.http}/v1"
+        return next(iter(self._routers.values())).base_url
 
     @property
     def pids(self) -> Mapping[str, int]:
@@ -154,11 +153,15 @@ class RayCluster:
         joined = bool(self.spec.ray_address)
         self._folder = ClusterFolder()
         marked = {**self.environment, **self._folder.environment}
+        node = ""
         if joined:
             private_ray.join(self.spec.ray_address)
+            node = private_ray.own_address()
         self._loop = LoopThread("controller")
         self._launcher = Launcher(
-            self.spec, Place(self._folder.path, marked), self._choose_ports(joined)
+            self.spec,
+            Place(self._folder.path, marked),
+            router_ports.choose(self.spec.router, self.spec.router_names, node),
         )
         limits = replace(self.limits, drain_s=max(self.limits.drain_s, self.spec.longest_leave_s))
         self._controller = Controller(self._launcher.launch, limits, self.tell)
@@ -193,21 +196,6 @@ class RayCluster:
             if time.monotonic() > give_up_s:
                 raise Unavailable(f"not up within {self.start_timeout_s:g} s\n{self.logs()}")
             time.sleep(_POLL_S)
-
-    def _choose_ports(self, joined: bool) -> dict[str, RouterPorts]:
-        """Port 0 is any free one; a second router has the numbers after those of the first."""
-        router = self.spec.router
-        host = router.host
-        if joined and host in _LOOPBACKS:
-            host = private_ray.own_address()  # workers on other nodes must reach it
-        return {
-            name: RouterPorts(
-                host,
-                router.grpc_port + index if router.grpc_port else free_port(),
-                router.http_port + index if router.http_port else free_port(),
-            )
-            for index, name in enumerate(self.spec.router_names)
-        }
 
     @property
     def _wanted(self) -> Sequence[str]:

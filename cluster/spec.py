@@ -132,13 +132,12 @@ def read(settings: Settings, **counts: Any) -> ClusterSpec:
     router = load(RouterConfig, toml=settings.toml, section="router", flags=flags)
     options = {
         "config": settings.toml and settings.toml.resolve(),
-        "host": router.host,
         "model": router.models or _text_model(decode),
     }
     environment = {
         f"BATON_ROUTER_{name.upper()}": str(value)
         for name, value in flags.items()
-        if name not in ("models", *options)
+        if name not in ("models", "host", *options)
     }
     return ClusterSpec(router, prefill, decode, options, environment, **counts)
 

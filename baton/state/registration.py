@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
@@ -23,6 +24,7 @@ from baton.state.base import Report
 logger = logging.getLogger(__name__)
 
 _MIN_BACKOFF_S, _MAX_BACKOFF_S = 0.1, 1.0
+_FIRST_TOLD_AGAIN_S, _LAST_TOLD_AGAIN_S = 5.0, 300.0
 _STOP_S = 2.0  # how long leaving may take before registries are left to their leases
 
 
@@ -52,6 +54,21 @@ class Registry(Protocol):
 class AsyncGrants(Protocol):
     def __aiter__(self) -> AsyncIterator[Grant]: ...
     async def aclose(self) -> None: ...
+
+
+@dataclass(slots=True)
+class Told:
+    """When one and the same trouble is told: at once, then at growing intervals."""
+
+    next_s: float = -math.inf
+    interval_s: float = _FIRST_TOLD_AGAIN_S
+
+    def is_due(self, now_s: float) -> bool:
+        if now_s < self.next_s:
+            return False
+        self.next_s = now_s + self.interval_s
+        self.interval_s = min(_LAST_TOLD_AGAIN_S, 2 * self.interval_s)
+        return True
 
 
 class Registration:
@@ -135,8 +152,10 @@ class Registration:
             self._keepers[name] = asyncio.create_task(self._keep(wanted[name]), name=name)
 
     async def _keep(self, registry: Registry) -> None:
-        """One registry: call after call until this worker stops."""
+        """One registry: call after call until this worker stops. The first failure is told, further ones
+        ever more seldom."""
         backoff_s = _MIN_BACKOFF_S
+        told = Told()
         while not self._stopping.is_set():
             try:
                 await self._register(registry)
@@ -146,8 +165,10 @@ class Registration:
             except TimeoutError:
                 lost = "no answer for the time of a lease"
             if self._forget(registry.name):
-                logger.warning("registration at %s: %s", registry.name, lost)
                 backoff_s = _MIN_BACKOFF_S
+                told = Told()
+            if not self._stopping.is_set() and told.is_due(time.monotonic()):
+                logger.warning("registration at %s: %s; trying again", registry.name, lost)
             await self._pause(backoff_s)
             backoff_s = min(_MAX_BACKOFF_S, 2 * backoff_s)
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import pairwise
 
 import grpc
 import pytest
@@ -18,7 +20,7 @@ from baton.rpc.server import Server, ServerOptions
 from baton.rpc.status import from_rpc_error
 from baton.state.base import Change, Joined, Left, Report, Updated
 from baton.state.embedded import EmbeddedState
-from baton.state.registration import Registration
+from baton.state.registration import Registration, Told
 from baton.state.registries import RouterRegistry
 from baton.state.service import RegistryServicer
 from baton.v1 import worker_pb2, worker_pb2_grpc
@@ -285,3 +287,25 @@ def _message(what: Report) -> worker_pb2.WorkerReport:
         loads=[convert.pool_load_to_proto(load) for load in what.loads],
         draining=what.draining,
     )
+
+
+def test_the_first_failed_try_to_register_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    told = threading.Event()
+
+    def note(_record: logging.LogRecord) -> bool:
+        told.set()
+        return True
+
+    caplog.handler.addFilter(note)
+    with Registration([RouterRegistry("127.0.0.1:1")], lambda: report("d0"), Times()):
+        assert told.wait(10)
+    [first, *_] = [each for each in caplog.records if each.levelno == logging.WARNING]
+    assert "127.0.0.1:1" in first.getMessage()
+
+
+def test_the_same_trouble_is_told_ever_more_seldom() -> None:
+    told = Told()
+    due_s = [now_s for now_s in range(2000) if told.is_due(now_s)]
+    between_s = [later - sooner for sooner, later in pairwise(due_s)]
+    assert due_s[0] == 0
+    assert between_s == [5, 10, 20, 40, 80, 160, 300, 300, 300, 300, 300]
