@@ -21,6 +21,7 @@ from engine import sample_blocks
 from engine.batch import Drawn, NewSample, Slice, StepOutput, StepPlan
 from engine.block_copies import BlockCopies
 from engine.block_manager import BlockManager
+from engine.block_order import Wish, grant, insert, urgency
 from engine.sample import Sample, sampling_state
 from engine.step_time import StepTimeModel
 
@@ -65,6 +66,7 @@ class Scheduler:
         self._waiting: list[Sample] = []  # most urgent first
         self._running: list[Sample] = []  # most urgent first
         self._reserved: list[Sample] = []  # blocks taken, KV on its way from another worker
+        self._held_back: Sample | None = None  # the most urgent who could not reserve
         self._lent: dict[int, Sequence[int]] = {}  # blocks that another worker reads, by loan
         self._by_handle: dict[int, Sample] = {}
         self._siblings: dict[int, list[Sample]] = {}  # lead's handle -> samples that part from it
@@ -111,16 +113,25 @@ class Scheduler:
 
     # Samples whose prompt another worker computes
 
-    def reserve(self, sample: Sample) -> bool:
-        """Takes blocks for the prompt of `sample`, whose KV will be written by somebody else; those that
-        are cached here already come first in its table. False where there is no room now."""
-        if not self._has_room():
-            return False
-        if not sample_blocks.take(sample, self.blocks, self._num_spare()):
-            return False
-        self._by_handle[sample.handle] = sample
-        self._reserved.append(sample)
-        return True
+    def reserve(self, wanting: Iterable[Sample]) -> list[Sample]:
+        """Takes blocks for the prompts of those of `wanting` whose turn it is, and says whose: their KV will
+        be written by somebody else. Blocks that are cached here already come first in their tables. They
+        pass nobody who waits for memory here, nor does anybody pass them: the rest is to ask again before
+        every step."""
+        by_urgency = sorted(wanting, key=urgency)
+        self._held_back = None
+        if not by_urgency:
+            return []
+        wishes = [Wish(sample, at_once=False) for sample in self._waiting]
+        wishes += [Wish(sample, at_once=True) for sample in by_urgency]
+        wishes.sort(key=lambda wish: urgency(wish.sample))
+        num_places = self.limits.max_running - len(self._running) - len(self._reserved)
+        reserved = grant(wishes, self.blocks, self._num_spare, max(0, num_places))
+        for sample in reserved:
+            self._by_handle[sample.handle] = sample
+        self._reserved += reserved
+        self._held_back = next(iter(by_urgency[len(reserved) :]), None)
+        return reserved
 
     def join(self, sample: Sample, siblings: Sequence[Sample], num_computed: int) -> None:
         """The KV of the first `num_computed` tokens of a reserved sample is there and verified: it and
@@ -131,7 +142,7 @@ class Scheduler:
         for each in (sample, *siblings):
             self._by_handle[each.handle] = each
             self._added.append(sampling_state(each))
-        self._insert(self._running, sample)
+        insert(self._running, sample)
         for sibling in siblings:
             self._part(sample, sibling)
 
@@ -263,6 +274,8 @@ class Scheduler:
                 yield piece
         while budget > 0 and self._waiting and self._has_room():
             sample = self._waiting[0]
+            if self._held_back is not None and urgency(self._held_back) < urgency(sample):
+                return
             if not self._admit(sample):
                 return
             piece = self._slice(sample, min(budget, sample.num_missing))
@@ -274,7 +287,7 @@ class Scheduler:
         if not sample_blocks.take(sample, self.blocks, self._num_spare()):
             return False
         self._waiting.remove(sample)
-        self._insert(self._running, sample)
+        insert(self._running, sample)
         return True
 
     def _has_room(self) -> bool:
@@ -329,21 +342,9 @@ class Scheduler:
         sibling.num_computed = lead.num_computed
         sibling.num_published = num_full
         sibling.num_cached_tokens = lead.num_cached_tokens
-        self._insert(self._running, sibling)
+        insert(self._running, sibling)
 
     def _enqueue(self, sample: Sample) -> None:
         if -(-len(sample.token_ids) // self.blocks.block_size) > self.blocks.num_blocks:
             raise IntegrityError(f"sample {sample.handle} can never fit the pool")
-        self._insert(self._waiting, sample)
-
-    @staticmethod
-    def _insert(queue: list[Sample], sample: Sample) -> None:
-        """Keeps `queue` ordered by urgency: priority first, then arrival."""
-        index = len(queue)
-        while index and _urgency(sample) < _urgency(queue[index - 1]):
-            index -= 1
-        queue.insert(index, sample)
-
-
-def _urgency(sample: Sample) -> tuple[float, float, int]:
-    return (-sample.priority, sample.arrival_s, sample.handle)
+        insert(self._waiting, sample)

@@ -98,7 +98,7 @@ class DecodeRequests:
         self._handles = count(1)
         self._transfers = count(1)
         self._request_of_transfer: dict[int, _Request] = {}
-        self._reserving: list[_Request] = []  # most urgent first
+        self._reserving: list[_Request] = []
         self._quarantined: dict[int, list[int]] = {}  # transfer -> blocks it may still write
         self._outboxes: dict[RouterId, Outbox] = {}
         self._orders: list[Order] = []
@@ -264,7 +264,6 @@ class DecodeRequests:
         request.prefill = None if parted else prefill
         if request.prefill is not None:
             self._reserving.append(request)
-            self._reserving.sort(key=lambda each: -each.start.priority)
             self._reserve(now_s)
             return
         fresh = [sample for sample in request.live if not sample.num_output_tokens]
@@ -277,11 +276,11 @@ class DecodeRequests:
     # The hand-off
 
     def _reserve(self, now_s: float) -> None:
-        """Asks for the prefill of everybody who can have blocks now; the first who cannot holds back
-        those behind him."""
-        while self._reserving and self.scheduler.reserve(self._reserving[0].live[0]):
-            request = self._reserving.pop(0)
-            start, prefill, lead = request.start, request.prefill, request.live[0]
+        """Asks for the prefill of everybody who can have blocks now."""
+        for lead in self.scheduler.reserve(request.live[0] for request in self._reserving):
+            request = self._request_of[lead.handle]
+            self._reserving.remove(request)
+            start, prefill = request.start, request.prefill
             assert prefill is not None
             request.remote, request.num_transferred = lead, len(lead.token_ids)
             transfer = request.transfer = next(self._transfers)

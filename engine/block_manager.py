@@ -59,11 +59,13 @@ class BlockManager:
         """The ids a prefix lookup can hit, in no particular order."""
         return self._published.keys()
 
-    def num_matched(self, block_ids: Iterable[BlockId]) -> int:
-        """The number of leading ids that are published here."""
+    def num_matched(self, block_ids: Iterable[BlockId], *, held: bool = False) -> int:
+        """The number of leading ids that are published here; with `held` only those that somebody holds:
+        to acquire these takes none that is available."""
         num_matched = 0
         for block_id in block_ids:
-            if block_id not in self._published:
+            block = self._published.get(block_id)
+            if block is None or (held and not self._num_references[block]):
                 break
             num_matched += 1
         return num_matched

@@ -23,6 +23,13 @@ def take(sample: Sample, blocks: BlockManager, num_spare: int = 0) -> bool:
     return True
 
 
+def num_wanted(sample: Sample, blocks: BlockManager) -> int:
+    """How many of the blocks that are available now `take` would use."""
+    block_size = blocks.block_size
+    reusable = sample.extend_block_ids(block_size)[: sample.num_reusable_tokens // block_size]
+    return -(-len(sample.token_ids) // block_size) - blocks.num_matched(reusable, held=True)
+
+
 def publish(sample: Sample, blocks: BlockManager) -> None:
     """Makes the full blocks that `sample` has computed findable."""
     num_full = sample.num_computed // blocks.block_size

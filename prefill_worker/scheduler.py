@@ -21,6 +21,7 @@ from baton.types import PositionLogprobs
 from engine import sample_blocks
 from engine.batch import Drawn, NewSample, Slice, StepOutput, StepPlan
 from engine.block_manager import BlockManager
+from engine.block_order import Wish, grant
 from engine.sample import Sample, sampling_state
 from engine.step_time import StepTimeModel
 
@@ -180,7 +181,7 @@ class PrefillScheduler:
         return PrefillStep(planned, drawn, prompt_logprobs, failed)
 
     def _slices(self, budget: int, now_s: float) -> Iterator[Slice]:
-        self._admit_borrowers()
+        self._admit_borrowers(now_s)
         queue = (*self._computing, *self._waiting)
         ordered = sorted(queue, key=lambda each: self._urgency(each, now_s))
         num_tokens, num_packed, has_memory = 0, 0, True
@@ -192,7 +193,10 @@ class PrefillScheduler:
                 return
             if not sample.block_table:
                 # Whoever is next waits for memory: passing it would starve long prompts.
-                has_memory = has_memory and sample_blocks.take(sample, self.blocks)
+                could_borrow = sample.handle in self._num_lent
+                has_memory = (
+                    has_memory and not could_borrow and sample_blocks.take(sample, self.blocks)
+                )
                 if not has_memory:
                     continue
                 self._waiting.remove(sample)
@@ -204,11 +208,14 @@ class PrefillScheduler:
             if num_tokens >= budget:
                 return
 
-    def _admit_borrowers(self) -> None:
-        """Whoever can borrow begins with that at once: blocks travel while others compute."""
-        for sample in [each for each in self._waiting if each.handle in self._num_lent]:
-            if not sample_blocks.take(sample, self.blocks):
-                return
+    def _admit_borrowers(self, now_s: float) -> None:
+        """Whoever can borrow begins with that as soon as there is memory, without passing those who wait for
+        it: blocks travel while others compute."""
+        if not self._num_lent.keys() & {sample.handle for sample in self._waiting}:
+            return
+        waiting = sorted(self._waiting, key=lambda each: self._urgency(each, now_s))
+        wishes = [Wish(each, at_once=each.handle in self._num_lent) for each in waiting]
+        for sample in grant(wishes, self.blocks):
             self._waiting.remove(sample)
             if sample.num_published < self._num_lent[sample.handle]:
                 self._borrowing.append(sample)

@@ -15,6 +15,7 @@ from torch import Tensor
 from baton.block_id import chain
 from baton.types import SamplingParams
 from decode_worker.messages import AskPrefill, Cancel, FirstToken, Key
+from decode_worker.state_machine import DecodeRequests
 from engine.batch import NewSample, Slice, StepPlan
 from engine.config import EngineConfig
 from engine.model_runner import ModelRunner
@@ -56,6 +57,7 @@ class RealWorld(RemoteWorld):
     def __init__(self, folder: Path, num_blocks: int, alone: Alone) -> None:
         super().__init__(num_blocks)
         self.engine = load(folder, num_blocks)
+        self.role = DecodeRequests(self.scheduler, self.engine.model_config.vocab_size)
         self.runner = self.engine  # type: ignore[assignment]
         self.alone = alone
 
