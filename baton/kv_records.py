@@ -22,6 +22,12 @@ def encode(changes: Sequence[tuple[bool, BlockId]]) -> bytes:
     return packed
 
 
+def encode_stored(block_ids: Sequence[BlockId]) -> bytes:
+    """As `encode` of ids that were all stored; none at all where there are none."""
+    packed: bytes = msgpack.packb([[STORED, list(block_ids)]] if block_ids else [])
+    return packed
+
+
 def decode(records: bytes) -> list[tuple[int, list[BlockId]]]:
     """The inverse of `encode`, by runs: (REMOVED or STORED, ids). Raises ValueError."""
     runs = msgpack.unpackb(records)

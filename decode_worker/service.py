@@ -15,6 +15,7 @@ import grpc
 
 from baton import convert
 from baton.errors import InvalidArgument, Unavailable
+from baton.rpc.outgoing import BoundedOutgoing
 from baton.types import PrefillChoice
 from baton.v1 import decode_pb2, decode_pb2_grpc
 from decode_worker.messages import (
@@ -33,6 +34,7 @@ from worker.door import not_understood
 log = logging.getLogger(__name__)
 
 Clock = Callable[[], float]
+_Outgoing = BoundedOutgoing[decode_pb2.DecodeMessage]
 
 
 class DecodeService(decode_pb2_grpc.DecodeServicer):
@@ -46,7 +48,7 @@ class DecodeService(decode_pb2_grpc.DecodeServicer):
     def __init__(self, clock: Clock = time.monotonic) -> None:
         self._clock = clock
         self._router_ids = count(1)
-        self._outgoing: dict[RouterId, asyncio.Queue[decode_pb2.DecodeMessage | None]] = {}
+        self._outgoing: dict[RouterId, _Outgoing] = {}
 
     async def Serve(
         self,
@@ -54,15 +56,21 @@ class DecodeService(decode_pb2_grpc.DecodeServicer):
         context: grpc.aio.ServicerContext[decode_pb2.RouterMessage, decode_pb2.DecodeMessage],
     ) -> AsyncIterator[decode_pb2.DecodeMessage]:
         router = next(self._router_ids)
-        outgoing = self._outgoing[router] = asyncio.Queue()
+        outgoing = _Outgoing(decode_pb2.DecodeMessage.ByteSize, lambda: self._lose(router, reader))
+        self._outgoing[router] = outgoing
         reader = asyncio.create_task(self._read(router, request_iterator, outgoing))
         try:
-            while (message := await outgoing.get()) is not None:
+            async for message in outgoing:
                 yield message
             await reader  # raises what ended it
         finally:
-            reader.cancel()
-            del self._outgoing[router]
+            self._lose(router, reader)
+
+    def _lose(self, router: RouterId, reader: asyncio.Task[None]) -> None:
+        """Nothing of this router is heard any more. Also while a message to it cannot be written, where it
+        has left too much unread."""
+        reader.cancel()
+        if self._outgoing.pop(router, None) is not None:
             self.post(RouterLost(router))
 
     def send(self, outboxes: Mapping[RouterId, Outbox]) -> None:
@@ -70,16 +78,16 @@ class DecodeService(decode_pb2_grpc.DecodeServicer):
         now_s = self._clock()
         for router, outbox in outboxes.items():
             if outgoing := self._outgoing.get(router):
-                outgoing.put_nowait(decode_pb2.DecodeMessage(step=_step(outbox, now_s)))
+                outgoing.put(decode_pb2.DecodeMessage(step=_step(outbox, now_s)))
                 for number, error in outbox.prefill_lost:
                     lost = decode_pb2.PrefillLost(key=number, error=convert.error_to_proto(error))
-                    outgoing.put_nowait(decode_pb2.DecodeMessage(prefill_lost=lost))
+                    outgoing.put(decode_pb2.DecodeMessage(prefill_lost=lost))
 
     async def _read(
         self,
         router: RouterId,
         messages: AsyncIterator[decode_pb2.RouterMessage],
-        outgoing: asyncio.Queue[decode_pb2.DecodeMessage | None],
+        outgoing: _Outgoing,
     ) -> None:
         try:
             async for message in messages:
@@ -91,14 +99,14 @@ class DecodeService(decode_pb2_grpc.DecodeServicer):
                     if key := getattr(getattr(message, str(kind), None), "key", 0):
                         self.post(Unreadable((router, key), not_understood(error, kind)))
         finally:
-            outgoing.put_nowait(None)
+            outgoing.end()
 
     def _hear(
         self,
         router: RouterId,
         kind: str | None,
         message: decode_pb2.RouterMessage,
-        outgoing: asyncio.Queue[decode_pb2.DecodeMessage | None],
+        outgoing: _Outgoing,
     ) -> None:
         match kind:
             case "hello":
@@ -117,7 +125,7 @@ class DecodeService(decode_pb2_grpc.DecodeServicer):
             case "clock_probe":
                 probe = message.clock_probe
                 probe.worker_time_s = self._clock()
-                outgoing.put_nowait(decode_pb2.DecodeMessage(clock_probe=probe))
+                outgoing.put(decode_pb2.DecodeMessage(clock_probe=probe))
             case _:
                 raise InvalidArgument("is not known here", field="message")
 

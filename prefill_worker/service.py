@@ -62,20 +62,24 @@ class PrefillService(prefill_pb2_grpc.PrefillServicer):
     async def Prefill(
         self, request_iterator: AsyncIterator[prefill_pb2.PrefillCommand], context: Context
     ) -> AsyncIterator[prefill_pb2.PrefillEvent]:
-        stream = Stream(next(self._reader_ids))
+        stream = Stream(next(self._reader_ids), self._end)
         self._streams.add(stream)
         reading = stream.reading = asyncio.create_task(self._read(stream, request_iterator))
         try:
-            while (event := await stream.outgoing.get()) is not None:
-                if isinstance(event, BatonError):
-                    raise event
+            async for event in stream.outgoing:
                 yield event
             await reading  # raises what ended it
         finally:
-            reading.cancel()
             self._end(stream)
 
     def _end(self, stream: Stream) -> None:
+        """Nothing more is done for this reader. Also while an event to it cannot be written, where it has
+        left too much unread."""
+        if stream.is_over:
+            return
+        stream.is_over = True
+        if stream.reading is not None:
+            stream.reading.cancel()
         reader = stream.reader
         self.post(ReaderLost(reader))
         self.borrower.remove_reader(reader)
@@ -91,12 +95,12 @@ class PrefillService(prefill_pb2_grpc.PrefillServicer):
             if stream := self._streams.get(reader):
                 for word in each:
                     for event in self._events((reader, word.number), word):
-                        stream.outgoing.put_nowait(event)
+                        stream.outgoing.put(event)
 
     def tell(self, reader: ReaderId, event: prefill_pb2.PrefillEvent) -> None:
         """Sends `event`, if the reader is still there. On the event loop."""
         if stream := self._streams.get(reader):
-            stream.outgoing.put_nowait(event)
+            stream.outgoing.put(event)
 
     def announce(self, key: Key, arrived: Arrived) -> None:
         """Blocks lie in the reader's pool. Any thread."""
@@ -110,7 +114,7 @@ class PrefillService(prefill_pb2_grpc.PrefillServicer):
                 checksums=arrived.checksums,
                 busy_s=arrived.busy_s,
             )
-            stream.outgoing.put_nowait(prefill_pb2.PrefillEvent(blocks_sent=sent))
+            stream.outgoing.put(prefill_pb2.PrefillEvent(blocks_sent=sent))
 
     async def keep_alive(self, interval_s: float, is_hung: Callable[[], bool]) -> None:
         """Tells readers who wait for something that this worker is at work on it, until cancelled."""
@@ -121,7 +125,7 @@ class PrefillService(prefill_pb2_grpc.PrefillServicer):
                 continue
             for reader in {reader for reader, _ in self._names}:
                 if stream := self._streams.get(reader):
-                    stream.outgoing.put_nowait(alive)
+                    stream.outgoing.put(alive)
 
     def hang_up(self, reader: ReaderId, error: BatonError) -> None:
         """The link to a reader failed, which is its end: over a new stream there will be another one.
@@ -140,7 +144,7 @@ class PrefillService(prefill_pb2_grpc.PrefillServicer):
             async for command in commands:
                 kind = command.WhichOneof("command")
                 if kind == "hello":
-                    stream.outgoing.put_nowait(await self._welcome(stream, command.hello))
+                    stream.outgoing.put(await self._welcome(stream, command.hello))
                     stream.welcome = True
                     continue
                 try:
@@ -151,7 +155,7 @@ class PrefillService(prefill_pb2_grpc.PrefillServicer):
                     if named:
                         self.post(Unreadable((reader, named), not_understood(error, kind)))
         finally:
-            stream.outgoing.put_nowait(None)
+            stream.outgoing.end()
 
     def _hear(
         self, reader: ReaderId, kind: str | None, command: prefill_pb2.PrefillCommand

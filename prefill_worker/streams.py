@@ -8,34 +8,40 @@ waits here until that is true, and commands that are still under way on the earl
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from baton.errors import BatonError, Unavailable
+from baton.rpc.outgoing import BoundedOutgoing
 from baton.v1 import prefill_pb2
 from prefill_worker.messages import ReaderId
 
-Outgoing = asyncio.Queue[prefill_pb2.PrefillEvent | BatonError | None]
+Outgoing = BoundedOutgoing[prefill_pb2.PrefillEvent]
 
 
 @dataclass(slots=True, eq=False)
 class Stream:
-    """`outgoing` takes events, and last what ends the call: an error, or None where the reader has left.
+    """`cut_off` is called where the reader has left too much of `outgoing` unread.
     `fenced` is set once nothing is written any more for what was asked on it."""
 
     reader: ReaderId
-    outgoing: Outgoing = field(default_factory=asyncio.Queue)
+    cut_off: Callable[[Stream], None] = lambda stream: None
+    outgoing: Outgoing = field(init=False)
     reading: asyncio.Task[None] | None = None
     peer: tuple[str, int] | None = None  # decode worker and incarnation, once it has said hello
     number: int = 0
     welcome: bool = False
+    is_over: bool = False
     fenced: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.outgoing = Outgoing(prefill_pb2.PrefillEvent.ByteSize, lambda: self.cut_off(self))
 
     def hang_up(self, error: BatonError) -> None:
         """Ends the call; no command of it is heard from here on."""
         if self.reading is not None:
             self.reading.cancel()
-        self.outgoing.put_nowait(error)
+        self.outgoing.end(error)
 
 
 class Streams:

@@ -7,16 +7,20 @@ engine's thread, so that no change falls between the two; delivery happens on th
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from baton.kv_records import encode
+from baton.kv_records import encode, encode_stored
+from baton.rpc.outgoing import BoundedOutgoing
 from engine.block_manager import BlockManager
+
+_PIECE = 2_048  # ids in a message of a snapshot: a router applies them in about a millisecond
 
 
 @dataclass(frozen=True, slots=True)
 class KvEvents:
-    """Changes first_number .. first_number + count - 1; `records` is msgpack [[kind, [id, ...]], ...]."""
+    """Changes first_number .. first_number + count - 1; `records` is msgpack [[kind, [id, ...]], ...].
+    A snapshot comes in pieces, of which only the first is marked as one: it replaces what was known."""
 
     first_number: int
     count: int
@@ -24,17 +28,21 @@ class KvEvents:
     records: bytes
 
 
-Queue = asyncio.Queue[KvEvents]
+class Subscriber(BoundedOutgoing[KvEvents]):
+    """Of changes it may leave so much unread and no more; a snapshot is as large as its pool is."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda events: len(events.records) if events.count else 0)
 
 
 class KvEventLog:
-    """One pool's changes. `publish` and `subscribe` run on the engine's thread."""
+    """One pool's changes. `publish`, `subscribe` and `unsubscribe` run on the engine's thread."""
 
     def __init__(self, blocks: BlockManager, loop: asyncio.AbstractEventLoop) -> None:
         self._blocks = blocks
         self._loop = loop
         self._next_number = 0
-        self._queues: list[Queue] = []
+        self._subscribers: list[Subscriber] = []
 
     def publish(self) -> None:
         """Sends what has changed since the last call to everybody who listens."""
@@ -42,21 +50,28 @@ class KvEventLog:
         if not changes:
             return
         first, self._next_number = self._next_number, self._next_number + len(changes)
-        if self._queues:
-            self._send(self._queues, KvEvents(first, len(changes), False, encode(changes)))
+        if self._subscribers:
+            self._send(self._subscribers, KvEvents(first, len(changes), False, encode(changes)))
 
-    def subscribe(self, queue: Queue) -> None:
-        """From here on `queue` gets every change, beginning with all that is published now."""
+    def subscribe(self, subscriber: Subscriber) -> None:
+        """From here on it gets every change, beginning with all that is published now."""
         self.publish()
-        snapshot = [(True, block_id) for block_id in self._blocks.published]
-        self._send([queue], KvEvents(self._next_number, 0, True, encode(snapshot)))
-        self._queues.append(queue)
+        for piece in self._snapshot():
+            self._send([subscriber], piece)
+        self._subscribers.append(subscriber)
 
-    def unsubscribe(self, queue: Queue) -> None:
-        """Also of a queue whose subscription was given up before it was made."""
-        if queue in self._queues:
-            self._queues.remove(queue)
+    def unsubscribe(self, subscriber: Subscriber) -> None:
+        """Also of one whose subscription was given up before it was made."""
+        if subscriber in self._subscribers:
+            self._subscribers.remove(subscriber)
 
-    def _send(self, queues: Iterable[Queue], events: KvEvents) -> None:
-        for queue in queues:
-            self._loop.call_soon_threadsafe(queue.put_nowait, events)
+    def _snapshot(self) -> Iterator[KvEvents]:
+        """At least one piece, also of an empty pool."""
+        ids = list(self._blocks.published)
+        for first in range(0, max(1, len(ids)), _PIECE):
+            records = encode_stored(ids[first : first + _PIECE])
+            yield KvEvents(self._next_number, 0, first == 0, records)
+
+    def _send(self, subscribers: Iterable[Subscriber], events: KvEvents) -> None:
+        for subscriber in subscribers:
+            self._loop.call_soon_threadsafe(subscriber.put, events)

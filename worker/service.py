@@ -13,7 +13,7 @@ from baton import convert
 from baton.errors import IntegrityError, NotFound, Unavailable
 from baton.types import PoolId, PoolLoad, WorkerInfo
 from baton.v1 import common_pb2, worker_pb2, worker_pb2_grpc
-from worker.kv_events import KvEventLog, Queue
+from worker.kv_events import KvEventLog, Subscriber
 
 Answer = TypeVar("Answer")
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -65,12 +65,11 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
         pool = convert.pool_from_proto(request.pool)
         if pool != self._host.pool_id:
             raise NotFound(f"{pool} is not a pool of {self._host.pool_id}", field="pool")
-        queue: Queue = asyncio.Queue()
+        subscriber = Subscriber()
         events = self._host.kv_events
         try:
-            await self._host.ask(lambda: events.subscribe(queue))
-            while True:
-                batch = await queue.get()
+            await self._host.ask(lambda: events.subscribe(subscriber))
+            async for batch in subscriber:
                 yield worker_pb2.KvEventBatch(
                     pool=request.pool,
                     incarnation=self._host.incarnation,
@@ -82,7 +81,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
         finally:
             with suppress(Unavailable):  # the engine has stopped, and its subscribers with it
                 # Nobody can take this question back: the queue would fill up for ever.
-                await asyncio.shield(self._host.ask(lambda: events.unsubscribe(queue)))
+                await asyncio.shield(self._host.ask(lambda: events.unsubscribe(subscriber)))
 
     async def CheckIntegrity(
         self, request: worker_pb2.CheckIntegrityRequest, context: Context
