@@ -17,6 +17,8 @@ PROTOC = PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -Ipro
     $$(find proto -name '*.proto') \
     --python_out=$(1) --grpc_python_out=$(1) --mypy_out=quiet:$(1) --mypy_grpc_out=quiet:$(1)
 
+NO_NIXL = 'NIXL is not there (.venv/pip.log says why): its tests will be skipped'
+
 # The checks print one verdict each; this puts the name of the check before it.
 say = @printf '%-10s ' '$(1)'
 
@@ -53,6 +55,9 @@ $(STAMP): pyproject.toml constraints.txt
 	$(call pip_install,torch setuptools wheel)
 	@echo 'installing Baton and its tools'
 	$(call pip_install,--no-build-isolation -e '.[dev]')
+	@echo 'installing NIXL (450 MB; goes on without it where there is no wheel)'
+	@{ $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt nixl && \
+	    $(BIN)/python -c 'import nixl'; } >>.venv/pip.log 2>&1 || echo $(NO_NIXL)
 	@$(BIN)/python -c 'import torch; cuda = torch.version.cuda; \
 	    print("torch", torch.__version__, f"for CUDA {cuda}" if cuda else "for the CPU", end=": ")'
 	@du -sh .venv/lib/python*/site-packages/torch | cut -f 1 | tr '\n' ' '
@@ -101,6 +106,7 @@ unit: $(STAMP)
 
 .PHONY: test
 test: $(STAMP) ## all tests (those that need a GPU are skipped without one)
+	@$(BIN)/python -c 'import nixl' 2>/dev/null || echo $(NO_NIXL)
 	@$(BIN)/python -m pytest -q -n auto tests/unit tests/engine tests/transfer tests/gpu
 	@$(BIN)/python -m pytest -q tests/faults tests/cluster
 

@@ -1,8 +1,6 @@
-"""CUDA IPC: the conformance suite and the deaths of peers, with pools on a GPU; and what only a GPU has."""
+"""CUDA IPC: what only a GPU has."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -11,24 +9,14 @@ from kv_transfer.base import TransferId, Write
 from kv_transfer.cuda_ipc import CudaIpcReceiver, CudaIpcSender
 from kv_transfer.pool import Pool
 from tests.checksum_definition import definition
-from tests.transfer.test_conformance import *  # noqa: F403
-from tests.transfer.test_peer_death import *  # noqa: F403
+from tests.gpu.on_cuda import ON_CUDA
 from tests.transfer.test_peer_death import Peer
 from tests.transfer.worlds import BIG, SMALL, random_pool
 
-pytestmark = pytest.mark.parametrize("kind", [pytest.param("cuda_ipc", marks=pytest.mark.gpu)])
+pytestmark = ON_CUDA
 
 ONE = TransferId("one", 1)
 _CYCLES = 200_000_000  # of a kernel that keeps the stream busy: some 0.1 s
-
-
-@pytest.fixture(autouse=True)
-def on_the_gpu() -> Iterator[None]:
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
-    torch.set_default_device("cuda")
-    yield
-    torch.set_default_device("cpu")
 
 
 def test_a_write_follows_what_the_engine_had_queued_and_holds_nothing_up(kind: str) -> None:

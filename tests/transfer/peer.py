@@ -1,7 +1,7 @@
 """A process for the tests to stop and to kill: a prefill or a decode rank that obeys line by line.
 
-python -m tests.transfer.peer prefill KIND    connects to the offer it reads, then `write N` layers,
-                                              `stream` (writes until fenced) or `fence`
+python -m tests.transfer.peer prefill KIND    connects to the offer it reads, then `write` (all, and
+                                              says their checksums), `stream` (until fenced), `fence`
 python -m tests.transfer.peer decode KIND     says its offer, opens every transfer it is told
 """
 
@@ -12,7 +12,7 @@ import torch
 
 from kv_transfer.base import Link, TransferId, Write
 from kv_transfer.peer_process import own_process_id
-from tests.transfer.worlds import BIG, make_decode, make_sender, random_pool
+from tests.transfer.worlds import BIG, make_decode, make_sender, random_pool, send
 
 TRANSFER = TransferId("streamed", 0)
 BLOCKS = list(range(BIG.num_blocks // 2))  # the other half must stay as it is
@@ -27,6 +27,9 @@ def prefill(kind: str) -> None:
         match line.split():
             case ["stream"]:
                 threading.Thread(target=stream, args=(link,), daemon=True).start()
+            case ["write"]:
+                sums = send(link, TRANSFER, BIG.num_layers, BLOCKS, BLOCKS)
+                say(" ".join(map(str, sums)))
             case ["fence"]:
                 link.fence(TRANSFER)
                 say("fenced")

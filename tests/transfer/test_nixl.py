@@ -11,12 +11,11 @@ from kv_transfer import wire_format
 from kv_transfer.base import Revocation, TransferId
 from kv_transfer.framing import Connection
 from kv_transfer.listener import greet
-from kv_transfer.nixl_ends import is_installed
 from tests.transfer.peer import TRANSFER
 from tests.transfer.test_peer_death import Peer
-from tests.transfer.worlds import SMALL, TIMEOUT_S, Decode, make_decode
+from tests.transfer.worlds import SMALL, TIMEOUT_S, Decode, make_decode, needs_nixl
 
-pytestmark = pytest.mark.skipif(not is_installed(), reason="needs the extra 'rdma'")
+pytestmark = needs_nixl
 
 ASK = {"landed": False, "request_id": "one", "attempt": 1, "blocks": [3]}
 ONE = TransferId("one", 1)

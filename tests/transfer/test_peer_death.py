@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from baton.errors import PeerLost
 from kv_transfer.base import Receiver, Revocation, Write
@@ -106,6 +107,25 @@ def stream_into(decode: Decode, writer: Peer) -> ProcessId:
     writer.say("stream")
     wait_for(lambda: decode.pool.piece(BIG.num_layers - 1, BLOCKS[-1]).any())
     return process
+
+
+def test_what_another_process_writes_is_what_it_has(
+    kind: str, start: Start, decode: Decode
+) -> None:
+    decode.pool.memory.fill_(REUSED)
+    writer = start("prefill")
+    writer.connect(decode.receiver.offer())
+    writer.say("write")
+    sums = [int(word) for word in writer.hear()]
+    source = random_pool(BIG)  # as the other process has made it
+    for block in range(BIG.num_blocks):
+        for layer in range(BIG.num_layers):
+            arrived = decode.pool.piece(layer, block)
+            if block in BLOCKS:
+                assert torch.equal(arrived, source.piece(layer, block))
+            else:
+                assert (arrived == REUSED).all()
+    assert sums == [decode.pool.checksum(block) for block in BLOCKS]
 
 
 def test_a_killed_writer_writes_no_more(kind: str, start: Start, decode: Decode) -> None:

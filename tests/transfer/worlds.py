@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import pytest
 import torch
 
 from kv_transfer.base import Link, Receiver, Sender, TransferId, Write
@@ -18,8 +19,8 @@ from kv_transfer.shm import SharedMemory, ShmReceiver, ShmSender
 from kv_transfer.torch_dist import TorchDistReceiver, TorchDistSender
 
 MAPPED_KINDS = ("shm", "cuda_ipc")  # nobody can take a mapping back
-OPTIONAL_KINDS = ("nixl",) if nixl_is_installed() else ()
-BETWEEN_PROCESSES = ("shm", "torch_dist", *OPTIONAL_KINDS)
+needs_nixl = pytest.mark.skipif(not nixl_is_installed(), reason="needs the extra 'rdma'")
+BETWEEN_PROCESSES = ("shm", "torch_dist", pytest.param("nixl", marks=needs_nixl))
 KINDS = ("loopback", *BETWEEN_PROCESSES)
 TIMEOUT_S = 2.0
 SMALL = PoolLayout(
