@@ -16,6 +16,7 @@
     +-- IncompatiblePeer       fingerprints that cannot be paired
     +-- IntegrityError         bytes or accounting are not what they must be
     +-- Internal               a defect of Baton
+    |   +-- Suspected          workers died while they computed this request
     +-- ConfigError            a configuration or checkpoint that cannot be served (start-up only)
 
 A subclass is added by writing the class and one row of `STATUS`.
@@ -103,6 +104,10 @@ class Internal(BatonError):
     pass
 
 
+class Suspected(Internal):
+    pass
+
+
 class ConfigError(BatonError):
     pass
 
@@ -133,6 +138,7 @@ STATUS: dict[type[BatonError], Status] = {
     IncompatiblePeer: Status("incompatible_peer", "FAILED_PRECONDITION", 409),
     IntegrityError: Status("integrity", "DATA_LOSS", 500),
     Internal: Status("internal", "INTERNAL", 500),
+    Suspected: Status("suspected", "INTERNAL", 500),
     ConfigError: Status("config", "FAILED_PRECONDITION", 500),
 }
 

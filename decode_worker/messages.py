@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from baton.errors import BatonError
 from baton.types import (
@@ -24,7 +25,8 @@ Key = tuple[RouterId, int]  # names a request: the router's stream and the numbe
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """`output_token_ids`: per sample, forced. `deadline_s` on this process's monotonic clock."""
+    """`output_token_ids`: per sample, forced. `deadline_s` on this process's monotonic clock. `suspected`: a
+    worker died while it computed this request."""
 
     key: Key
     request_id: str
@@ -37,6 +39,7 @@ class Start:
     priority: int = 0
     deadline_s: float | None = None
     prefill: PrefillChoice | None = None
+    suspected: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,12 +99,14 @@ class HandOffDone:
 @dataclass(frozen=True, slots=True)
 class HandOffFailed:
     """The transfer will not complete. The KV of the first `num_verified` tokens is good. `fenced`:
-    it is proved that nobody writes any more."""
+    it is proved that nobody writes any more. `computing`: the prefill worker is lost, and may have been at
+    work on it."""
 
     transfer: int
     error: BatonError
     num_verified: int
     fenced: bool
+    computing: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +161,7 @@ class AskPrefill:
     first_block: int
     destination_blocks: Sequence[int]
     lent_blocks: Sequence[int] = ()
+    suspected: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +197,14 @@ class Finished:
     hand_off: HandOffReport | None = None
 
 
+class PrefillLost(NamedTuple):
+    """`computing`: the prefill worker may have been at work on it when it was lost."""
+
+    number: int
+    error: BatonError
+    computing: bool
+
+
 @dataclass(slots=True)
 class Outbox:
     """What one step has to say to one router: columns of tokens, and what ended."""
@@ -201,11 +215,16 @@ class Outbox:
     logprobs: list[tuple[int, PositionLogprobs]] = field(default_factory=list)  # (row, ...)
     prompt_logprobs: list[tuple[int, Sequence[PositionLogprobs]]] = field(default_factory=list)
     ended_samples: list[SampleEnded] = field(default_factory=list)
-    prefill_lost: list[tuple[int, BatonError]] = field(default_factory=list)
+    prefill_lost: list[PrefillLost] = field(default_factory=list)
     finished: list[Finished] = field(default_factory=list)
+    computing: list[int] = field(default_factory=list)  # in the coming step, and not in the last
+    waiting: list[int] = field(default_factory=list)  # not in the coming step
 
 
 @dataclass(frozen=True, slots=True)
 class Commands:
+    """`first`: all of it leaves before the step that follows begins, which may be this worker's last."""
+
     orders: Sequence[Order]
     outboxes: Mapping[RouterId, Outbox]
+    first: bool = False

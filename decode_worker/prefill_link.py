@@ -134,7 +134,7 @@ class PrefillLink:
                 if not isinstance(error, IncompatiblePeer):  # which no other try would change
                     error = PeerLost(f"prefill worker {self._prefill.pool} was lost: {error}")
                 for transfer in list(self._transfers.values()):
-                    self._fail(transfer, error)
+                    self._fail(transfer, error, computing=transfer.may_be_computing)
                 await self._loans.close()
                 if not self._transfers:
                     return
@@ -225,6 +225,8 @@ class PrefillLink:
                 transfer.sent(sent, now_s)
                 arrived = incoming.BlocksSent(sent.first_block, tuple(sent.checksums))
                 self._do(transfer, transfer.book.handle(arrived, now_s))
+            case "turn":
+                transfer.computing = event.turn.computing
             case "fenced":
                 self._stopped(transfer)
             case "failed":
@@ -336,7 +338,14 @@ class PrefillLink:
 
     # How a transfer ends badly
 
-    def _fail(self, transfer: Transfer, error: BatonError, *, fenced: bool = False) -> None:
+    def _fail(
+        self,
+        transfer: Transfer,
+        error: BatonError,
+        *,
+        fenced: bool = False,
+        computing: bool = False,
+    ) -> None:
         """Tells the role, once. Without proof that nobody writes any more the transfer stays known until
         there is some."""
         if transfer.over:
@@ -345,7 +354,7 @@ class PrefillLink:
         transfer.writer_stopped |= fenced
         fenced = self._is_settled(transfer)
         num_good = transfer.num_good_tokens(self._side.verifier.layout.block_size)
-        self._side.post(HandOffFailed(transfer.ask.transfer, error, num_good, fenced))
+        self._side.post(HandOffFailed(transfer.ask.transfer, error, num_good, fenced, computing))
         if fenced:
             self._forget(transfer)
 

@@ -34,6 +34,7 @@ def start(order: AskPrefill, lends: str, now_s: float) -> prefill_pb2.PrefillCom
             incarnation=order.prefill.incarnation,
             eos_token_ids=order.eos_token_ids,
             lends=lends,
+            suspected=order.suspected,
         )
     )
 

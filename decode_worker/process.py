@@ -20,6 +20,7 @@ from kv_transfer.introduction import pack_process
 from worker.engine import LoadedEngine
 from worker.host import Host
 from worker.verifier import Verifier
+from worker.written import wait_until_written
 
 
 async def run(config: DecodeConfig, engine: LoadedEngine) -> None:
@@ -66,6 +67,8 @@ async def run(config: DecodeConfig, engine: LoadedEngine) -> None:
     def deliver(commands: Commands) -> None:
         if commands.outboxes:
             loop.call_soon_threadsafe(service.send, commands.outboxes)
+            if commands.first:
+                wait_until_written(loop, service.outgoing())
         if commands.orders:
             loop.call_soon_threadsafe(hand_offs.perform, commands.orders)
 

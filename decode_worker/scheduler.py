@@ -22,7 +22,7 @@ from engine.batch import Drawn, NewSample, Slice, StepOutput, StepPlan
 from engine.block_copies import BlockCopies
 from engine.block_manager import BlockManager
 from engine.block_order import Wish, grant, insert, urgency
-from engine.sample import Sample, sampling_state
+from engine.sample import Sample, has_turn, sampling_state
 from engine.step_time import StepTimeModel
 
 
@@ -93,6 +93,11 @@ class Scheduler:
     @property
     def samples(self) -> Iterable[Sample]:
         return self._by_handle.values()
+
+    @property
+    def planned(self) -> Sequence[Sample]:
+        """The samples of the step that was scheduled last and is not over."""
+        return self._planned
 
     def check_integrity(self) -> None:
         tables = [sample.block_table for sample in self.samples]
@@ -238,7 +243,7 @@ class Scheduler:
         index = 0
         while index < len(self._running):
             sample = self._running[index]
-            if sample.num_missing == 1:
+            if sample.num_missing == 1 and has_turn(sample, self._planned):
                 if not self._grow(sample):
                     continue  # it preempted itself: the list is shorter now
                 yield self._slice(sample, 1)
@@ -268,17 +273,19 @@ class Scheduler:
 
     def _prefill_slices(self, budget: int) -> Iterator[Slice]:
         for sample in self._running:
-            if budget > 0 and sample.num_missing > 1:
+            if budget > 0 and sample.num_missing > 1 and has_turn(sample, self._planned):
                 piece = self._slice(sample, min(budget, sample.num_missing))
                 budget -= len(piece.token_ids)
                 yield piece
-        while budget > 0 and self._waiting and self._has_room():
-            sample = self._waiting[0]
-            if self._held_back is not None and urgency(self._held_back) < urgency(sample):
+        while budget > 0 and self._has_room():
+            first = next((s for s in self._waiting if has_turn(s, self._planned)), None)
+            if first is None:
                 return
-            if not self._admit(sample):
+            if self._held_back is not None and urgency(self._held_back) < urgency(first):
                 return
-            piece = self._slice(sample, min(budget, sample.num_missing))
+            if not self._admit(first):
+                return
+            piece = self._slice(first, min(budget, first.num_missing))
             budget -= len(piece.token_ids)
             yield piece
 

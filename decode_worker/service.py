@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from itertools import count
 
 import grpc
@@ -79,9 +79,15 @@ class DecodeService(decode_pb2_grpc.DecodeServicer):
         for router, outbox in outboxes.items():
             if outgoing := self._outgoing.get(router):
                 outgoing.put(decode_pb2.DecodeMessage(step=_step(outbox, now_s)))
-                for number, error in outbox.prefill_lost:
-                    lost = decode_pb2.PrefillLost(key=number, error=convert.error_to_proto(error))
+                for number, error, computing in outbox.prefill_lost:
+                    lost = decode_pb2.PrefillLost(
+                        key=number, error=convert.error_to_proto(error), computing=computing
+                    )
                     outgoing.put(decode_pb2.DecodeMessage(prefill_lost=lost))
+
+    def outgoing(self) -> Iterator[_Outgoing]:
+        """What is to be written, to each router. On the event loop."""
+        yield from self._outgoing.values()
 
     async def _read(
         self,
@@ -141,6 +147,7 @@ def _start(router: RouterId, message: decode_pb2.Start, now_s: float) -> Start:
         eos_token_ids=list(message.eos_token_ids),
         salt=message.salt,
         priority=message.priority,
+        suspected=message.suspected,
         deadline_s=now_s + message.timeout_s if message.timeout_s else None,
         prefill=_prefill_choice(message),
     )
@@ -187,6 +194,8 @@ def _step(outbox: Outbox, now_s: float) -> decode_pb2.StepOutputs:
             for ended in outbox.ended_samples
         ],
         finished=[_finished(finished) for finished in outbox.finished],
+        computing=outbox.computing,
+        waiting=outbox.waiting,
     )
 
 

@@ -50,6 +50,7 @@ from decode_worker.messages import (
     LendOver,
     Order,
     Outbox,
+    PrefillLost,
     Reroute,
     RouterId,
     RouterLost,
@@ -60,6 +61,7 @@ from decode_worker.messages import (
 from decode_worker.scheduler import Scheduler, StepResult
 from engine.batch import StepOutput, StepPlan
 from engine.sample import Sample
+from worker.turns import Turns
 
 
 @dataclass(slots=True, eq=False)
@@ -102,6 +104,8 @@ class DecodeRequests:
         self._quarantined: dict[int, list[int]] = {}  # transfer -> blocks it may still write
         self._outboxes: dict[RouterId, Outbox] = {}
         self._orders: list[Order] = []
+        self._turns: Turns[Key] = Turns()
+        self._tells_first = False
         self._draining = False
 
     # As its Host sees it
@@ -125,8 +129,8 @@ class DecodeRequests:
 
     def take_commands(self) -> Commands:
         """What is to be done and said since the last call, each in order."""
-        commands = Commands(self._orders, self._outboxes)
-        self._orders, self._outboxes = [], {}
+        commands = Commands(self._orders, self._outboxes, self._tells_first)
+        self._orders, self._outboxes, self._tells_first = [], {}, False
         return commands
 
     # Events
@@ -195,7 +199,22 @@ class DecodeRequests:
         for new in plan.added if plan else ():
             if request := self._request_of.get(new.handle):
                 request.instants.setdefault(instants.PREFILL_START, now_s)
+        self._tell_turns()
         return plan
+
+    def _tell_turns(self) -> None:
+        """Tells routers what the coming step computes, where that is not what the last one did."""
+        planned = self.scheduler.planned
+        computing, waiting = self._turns.changes(planned, self._key_of, self._requests)
+        for router, number in computing:
+            self._outbox(router).computing.append(number)
+        for router, number in waiting:
+            self._outbox(router).waiting.append(number)
+        if computing or waiting:
+            self._tells_first = any(sample.suspected for sample in planned)
+
+    def _key_of(self, sample: Sample) -> Key:
+        return self._request_of[sample.handle].key
 
     def update(self, plan: StepPlan, output: StepOutput, now_s: float) -> None:
         result = self.scheduler.update(plan, output)
@@ -238,6 +257,13 @@ class DecodeRequests:
         outbox.sample_indices.append(sample.sample_index)
         outbox.token_ids.append(token_id)
         request.instants.setdefault(instants.FIRST_TOKEN, now_s)
+        if sample.suspected:
+            self._suspect(request, suspected=False)
+
+    @staticmethod
+    def _suspect(request: _Request, *, suspected: bool) -> None:
+        for sample in request.samples:
+            sample.suspected = suspected
 
     # Transitions
 
@@ -248,6 +274,7 @@ class DecodeRequests:
         samples = [self._sample(event, index, now_s) for index in range(event.params.n)]
         request = _Request(event, list(samples), samples)
         self._requests[event.key] = request
+        self._turns.begin(event.key)
         for sample in samples:
             self._request_of[sample.handle] = request
         for sample in samples:
@@ -303,6 +330,7 @@ class DecodeRequests:
                     first_block=lead.num_published,
                     destination_blocks=lead.block_table[lead.num_published :],
                     lent_blocks=self.scheduler.lend(transfer, lead) if lends else (),
+                    suspected=lead.suspected,
                 )
             )
 
@@ -355,7 +383,10 @@ class DecodeRequests:
             self._end(request, now_s, event.error)
             return
         router, number = request.key
-        self._outbox(router).prefill_lost.append((number, event.error))
+        if event.computing:
+            self._suspect(request, suspected=True)
+        lost = PrefillLost(number, event.error, event.computing)
+        self._outbox(router).prefill_lost.append(lost)
 
     def _give_up(self, request: _Request, num_verified: int, *, fenced: bool) -> None:
         """Lets the blocks of a hand-off go; those that may still be written are quarantined."""
@@ -412,6 +443,7 @@ class DecodeRequests:
             salt=event.salt,
             priority=event.priority,
             arrival_s=now_s,
+            suspected=event.suspected,
         )
 
     def _cancel(self, request: _Request, sample_index: int | None, now_s: float) -> None:

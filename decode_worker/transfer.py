@@ -31,6 +31,7 @@ class Transfer:
     first_bytes_s: float | None = None
     prompt_done_s: float | None = None
     done: prefill_pb2.PrefillDone | None = None  # P's account of the prefill
+    computing: bool | None = None  # in P's coming step; None until P has said
     over: bool = False  # the role knows how it ended
     writer_stopped: bool = False  # by its word, or its death
 
@@ -46,6 +47,14 @@ class Transfer:
         self.first_bytes_s = self.first_bytes_s or now_s
         self.busy_s = sent.busy_s
         self.told.update(enumerate(sent.checksums, sent.first_block))
+
+    @property
+    def may_be_computing(self) -> bool:
+        """Whether P is, or may be, computing its prompt. What P was asked last it may have begun without a
+        word of it having come; but of a suspect it would have come first."""
+        if self.receiver is None or self.done is not None:
+            return False
+        return not self.ask.suspected if self.computing is None else self.computing
 
     def num_good_tokens(self, block_size: int) -> int:
         """The tokens from the prompt's start whose KV is here and verified."""

@@ -19,7 +19,8 @@ from engine.batch import NewSample
 
 @dataclass(slots=True, eq=False)
 class Sample:
-    """`handle` names it in step plans. `salt` keys its block ids."""
+    """`handle` names it in step plans. `salt` keys its block ids. `suspected`: a worker died while it
+    computed it, so no step computes two such; until it has a token."""
 
     handle: int
     sample_index: int
@@ -35,6 +36,7 @@ class Sample:
     num_cached_tokens: int = 0  # of the first admission: what its user did not pay for
     num_preemptions: int = 0
     num_prompt_logprobs: int = 0  # reported so far
+    suspected: bool = False
     block_table: list[int] = field(default_factory=list)
     block_ids: list[BlockId] = field(default_factory=list)
 
@@ -113,6 +115,12 @@ class Sample:
         if token_id in self.params.stop_token_ids:
             return True
         return token_id in self.eos_token_ids and not self.params.ignore_eos
+
+
+def has_turn(sample: Sample, planned: Sequence[Sample]) -> bool:
+    """Whether it may be computed in the step that computes `planned`: should that step end the worker, it
+    is known by which suspect."""
+    return not (sample.suspected and any(other.suspected for other in planned))
 
 
 def sampling_state(sample: Sample) -> NewSample:

@@ -20,7 +20,8 @@ Key = tuple[ReaderId, int]  # the reader, and its number for the transfer
 class Ask:
     """Compute `token_ids` and write the KV of logical blocks first_block, first_block + 1, ... into
     `destination_blocks` of the reader's pool. `sample`: draw the token that follows, per sample. `lends`:
-    the transport by which the reader writes the blocks before `first_block` here, on demand."""
+    the transport by which the reader writes the blocks before `first_block` here, on demand. `suspected`: a
+    worker died while it computed this request."""
 
     key: Key
     request_id: str
@@ -36,6 +37,7 @@ class Ask:
     priority: int = 0
     deadline_s: float | None = None
     lends: str = ""
+    suspected: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,10 +197,21 @@ class Failed:
     error: BatonError
 
 
-Word = PromptDone | Fenced | Failed
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """Whether the coming step computes it; said where that changes."""
+
+    number: int
+    computing: bool
+
+
+Word = PromptDone | Fenced | Failed | Turn
 
 
 @dataclass(frozen=True, slots=True)
 class Commands:
+    """`first`: all of it leaves before the step that follows begins, which may be this worker's last."""
+
     orders: Sequence[Order]
     words: Mapping[ReaderId, Sequence[Word]]
+    first: bool = False

@@ -20,6 +20,7 @@ from prefill_worker.state_machine import PrefillRequests
 from worker.engine import LoadedEngine
 from worker.host import Host
 from worker.verifier import Verifier
+from worker.written import wait_until_written
 
 _ALIVES_PER_TIMEOUT = 4
 
@@ -47,6 +48,8 @@ async def run(config: PrefillConfig, engine: LoadedEngine) -> None:
         pusher.perform(commands.orders)
         if commands.words:
             loop.call_soon_threadsafe(service.send, commands.words)
+            if commands.first:
+                wait_until_written(loop, service.outgoing())
 
     def post(event: Event) -> None:
         """A fence is over when what was borrowed is over, too."""

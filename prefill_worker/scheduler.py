@@ -13,7 +13,7 @@ packed into the same step where that saves those who wait more than it costs tho
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from baton.errors import BatonError
@@ -22,7 +22,7 @@ from engine import sample_blocks
 from engine.batch import Drawn, NewSample, Slice, StepOutput, StepPlan
 from engine.block_manager import BlockManager
 from engine.block_order import Wish, grant
-from engine.sample import Sample, sampling_state
+from engine.sample import Sample, has_turn, sampling_state
 from engine.step_time import StepTimeModel
 
 
@@ -153,7 +153,7 @@ class PrefillScheduler:
         return plan
 
     @property
-    def planned(self) -> Iterable[Sample]:
+    def planned(self) -> Sequence[Sample]:
         """The samples of the step in progress, in the order of its slices."""
         return self._planned
 
@@ -186,6 +186,8 @@ class PrefillScheduler:
         ordered = sorted(queue, key=lambda each: self._urgency(each, now_s))
         num_tokens, num_packed, has_memory = 0, 0, True
         for index, sample in enumerate(ordered):
+            if not has_turn(sample, self._planned):
+                continue
             num_behind = len(ordered) - index - 1
             if num_packed and not self._is_worth_packing(
                 sample, num_tokens, num_packed, num_behind

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from itertools import count
 from typing import Any
 
@@ -30,11 +30,12 @@ from prefill_worker.messages import (
     ReaderId,
     ReaderLost,
     Resend,
+    Turn,
     Unreadable,
     Word,
 )
 from prefill_worker.push import Arrived, Pusher
-from prefill_worker.streams import Stream, Streams
+from prefill_worker.streams import Outgoing, Stream, Streams
 from worker.door import not_understood
 
 log = logging.getLogger(__name__)
@@ -96,6 +97,10 @@ class PrefillService(prefill_pb2_grpc.PrefillServicer):
                 for word in each:
                     for event in self._events((reader, word.number), word):
                         stream.outgoing.put(event)
+
+    def outgoing(self) -> Iterator[Outgoing]:
+        """What is to be written, to each reader. On the event loop."""
+        return self._streams.outgoing()
 
     def tell(self, reader: ReaderId, event: prefill_pb2.PrefillEvent) -> None:
         """Sends `event`, if the reader is still there. On the event loop."""
@@ -234,6 +239,9 @@ class PrefillService(prefill_pb2_grpc.PrefillServicer):
                     prefill_pb2.PrefillEvent(first_tokens=first),
                     prefill_pb2.PrefillEvent(done=done),
                 ]
+            case Turn(_, computing):
+                turn = prefill_pb2.PrefillTurn(**named, computing=computing)
+                return [prefill_pb2.PrefillEvent(turn=turn)]
             case Fenced():
                 fenced = prefill_pb2.PrefillEvent(fenced=prefill_pb2.Fenced(**named))
                 self._names.pop(key, None)
@@ -268,4 +276,5 @@ def _ask(reader: ReaderId, message: prefill_pb2.PrefillStart) -> Ask:
         priority=message.priority,
         deadline_s=time.monotonic() + message.timeout_s if message.timeout_s else None,
         lends=message.lends,
+        suspected=message.suspected,
     )

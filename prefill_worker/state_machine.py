@@ -52,6 +52,7 @@ from prefill_worker.messages import (
     ReaderId,
     ReaderLost,
     Resend,
+    Turn,
     Unreadable,
     Word,
     WriteCached,
@@ -59,6 +60,7 @@ from prefill_worker.messages import (
 )
 from prefill_worker.scheduler import PrefillScheduler
 from worker import door
+from worker.turns import Turns
 
 
 @dataclass(slots=True, eq=False)
@@ -92,6 +94,8 @@ class PrefillRequests:
         self._handles = count(1)
         self._words: dict[ReaderId, list[Word]] = {}
         self._orders: list[Order] = []
+        self._turns: Turns[Key] = Turns()
+        self._tells_first = False
         self._draining = False
 
     # As its Host sees it
@@ -116,8 +120,8 @@ class PrefillRequests:
 
     def take_commands(self) -> Commands:
         """What is to be done and said since the last call, each in order."""
-        commands = Commands(self._orders, self._words)
-        self._orders, self._words = [], {}
+        commands = Commands(self._orders, self._words, self._tells_first)
+        self._orders, self._words, self._tells_first = [], {}, False
         return commands
 
     # Events
@@ -183,7 +187,22 @@ class PrefillRequests:
                 num_ready = len(sample.block_table)  # the last block leaves partly filled
             if writes := self._take_writes(request, num_ready):
                 self.step_writes.append((request.ask.key, writes))
+        self._tell_turns()
         return plan
+
+    def _tell_turns(self) -> None:
+        """Tells readers what the coming step computes, where that is not what the last one did."""
+        planned = self.scheduler.planned
+        computing, waiting = self._turns.changes(planned, self._key_of, self._requests)
+        for key in computing:
+            self._say(key, Turn(key[1], computing=True))
+        for key in waiting:
+            self._say(key, Turn(key[1], computing=False))
+        if computing or waiting:
+            self._tells_first = any(sample.suspected for sample in planned)
+
+    def _key_of(self, sample: Sample) -> Key:
+        return self._request_of[sample.handle].ask.key
 
     def update(self, plan: StepPlan, output: StepOutput, now_s: float) -> None:
         step = self.scheduler.update(plan, output)
@@ -222,6 +241,7 @@ class PrefillRequests:
         request = _Request(ask, self._sample(ask, ask.first_sample_index, now_s), drawing)
         request.num_sent_blocks = ask.first_block
         self._requests[ask.key] = self._request_of[request.sample.handle] = request
+        self._turns.begin(ask.key)
         self._orders.append(Open(ask.key, ask.request_id, ask.destination_blocks))
         self.scheduler.add(request.sample, drawing, ask.first_block if ask.lends else 0)
 
@@ -270,6 +290,7 @@ class PrefillRequests:
             salt=ask.salt,
             priority=ask.priority,
             arrival_s=now_s,
+            suspected=ask.suspected,
         )
 
     def _borrow(self, request: _Request, logical: range, now_s: float) -> None:

@@ -8,7 +8,7 @@ waits here until that is true, and commands that are still under way on the earl
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 
 from baton.errors import BatonError, Unavailable
@@ -57,6 +57,10 @@ class Streams:
         """The stream of `reader` while it can be told something."""
         stream = self._streams.get(reader)
         return stream if stream is not None and stream.welcome else None
+
+    def outgoing(self) -> Iterator[Outgoing]:
+        """Of all that can be told something."""
+        return (stream.outgoing for stream in self._streams.values() if stream.welcome)
 
     async def replace(self, stream: Stream, hello: prefill_pb2.PrefillHello) -> None:
         """Makes `stream` its decode worker's only one: the earlier ones end, and are fenced when this

@@ -22,8 +22,9 @@ class RouterConfig:
     `process_port` on, 0: any that are free. `max_attempts`: decode workers that a request is given to, in
     all. `max_prefill_attempts`: prefill workers that are asked for it; then its decode worker computes the
     prompt. `pair_retry_s`: how long a decode and a prefill worker are kept apart after a hand-off between
-    them was lost. `links_per_worker`: prefill workers to which a decode worker opens links before it needs
-    them. `index_bytes`: of memory for where blocks are.
+    them was lost. `max_suspected_deaths`: workers that may die while they compute a request, and no token of
+    it comes in between; then it is ended. `links_per_worker`: prefill workers to which a decode worker opens
+    links before it needs them. `index_bytes`: of memory for where blocks are.
     `otlp_endpoint`: host:port of a collector's gRPC for traces; none are made where it is empty."""
 
     host: str = "127.0.0.1"
@@ -36,6 +37,7 @@ class RouterConfig:
     process_port: int = 0
     max_attempts: int = 4
     max_prefill_attempts: int = 3
+    max_suspected_deaths: int = 2
     pair_retry_s: float = 10.0
     links_per_worker: int = NUM_LINKS
     no_worker_wait_s: float = 10.0  # for a worker to come back before a request is given up
@@ -50,7 +52,12 @@ class RouterConfig:
     times: Times = field(default_factory=Times)
 
     def __post_init__(self) -> None:
-        for name in ("processes", "max_attempts", "max_prefill_attempts"):
+        for name in (
+            "processes",
+            "max_attempts",
+            "max_prefill_attempts",
+            "max_suspected_deaths",
+        ):
             if getattr(self, name) < 1:
                 raise ConfigError("must be at least 1", field=name)
         if self.processes > 1 and self.record:

@@ -75,6 +75,7 @@ class LegUpdate:
     prompt_logprobs: list[PositionLogprobs] = field(default_factory=list)
     ended: list[SampleEnd] = field(default_factory=list)
     prefill_lost: BatonError | None = None
+    prefill_lost_computing: bool = False
     end: LegEnd | None = None
 
     def __bool__(self) -> bool:
@@ -90,6 +91,7 @@ class Leg:
     def __init__(self, key: int, stream: DecodeStream) -> None:
         self.key = key
         self.pending = LegUpdate()
+        self.computing: bool | None = None  # in the worker's coming step; None until it has said
         self._stream = stream
         self._waiter: asyncio.Future[None] | None = None
         self._lost: BatonError | None = None
@@ -103,6 +105,13 @@ class Leg:
             await self._waiter
         update, self.pending = self.pending, LegUpdate()
         return update
+
+    def may_have_ended_worker(self, *, suspected: bool) -> bool:
+        """Whether the worker was, or may have been, computing it when it was lost. It may have begun with
+        what was sent to it last without a word of that having come; but of a suspect it comes first."""
+        if self.computing is None:
+            return self._lost is not None and not suspected
+        return self.computing
 
     def cancel(self, sample_index: int | None = None) -> None:
         self._stream.cancel(self.key, sample_index)
@@ -226,6 +235,7 @@ class DecodeStream:
                 lost = message.prefill_lost
                 if leg := self._legs.get(lost.key):
                     leg.pending.prefill_lost = convert.error_from_proto(lost.error)
+                    leg.pending.prefill_lost_computing = lost.computing
                     leg.wake()
             case "clock_probe":
                 probe = message.clock_probe
@@ -237,6 +247,10 @@ class DecodeStream:
         """Puts what a step says into the legs it concerns, and wakes them. A leg that was closed here,
         while the worker had not heard of it yet, is passed over."""
         legs = self._legs
+        for keys, computing in ((step.computing, True), (step.waiting, False)):
+            for key in keys:
+                if leg := legs.get(key):
+                    leg.computing = computing
         logprobs = {row.row: convert.logprobs_from_proto(row.logprobs) for row in step.logprobs}
         indices: Iterable[int] = step.sample_indices or repeat(0, len(step.keys))
         if len(step.keys) == len(step.token_ids) and len(step.sample_indices) in (

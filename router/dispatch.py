@@ -27,6 +27,7 @@ from baton.errors import (
     IncompatiblePeer,
     IntegrityError,
     PeerLost,
+    Suspected,
     Unavailable,
 )
 from baton.types import PositionLogprobs, Role
@@ -209,6 +210,10 @@ class Dispatcher:
             except Unavailable as error:
                 # A worker that is leaving says so before the cluster state does.
                 choice.decode.draining |= isinstance(error, Draining)
+                if not isinstance(error, Draining) and leg.may_have_ended_worker(
+                    suspected=life.num_suspected > 0
+                ):
+                    self._suspect(life)
                 log.info("request %s: %s; it continues elsewhere", life.request_id, error)
             finally:
                 leg.close()
@@ -231,7 +236,11 @@ class Dispatcher:
                 awaits_first = False
                 commitment.computed(time.monotonic())
                 place.computed()
+            if update.rows:
+                life.num_suspected = 0
             if update.prefill_lost is not None:
+                if update.prefill_lost_computing:
+                    self._suspect(life)
                 self._reroute(life, leg, commitment, update.prefill_lost)
                 awaits_first = True  # that word of another pool
             if update.prompt_logprobs and (logprobs := self._fresh_prompt_logprobs(life, update)):
@@ -247,6 +256,13 @@ class Dispatcher:
             if life.done:
                 await self._last_word(life, leg)
                 return
+
+    def _suspect(self, life: RequestLife) -> None:
+        """A worker was lost while it computed this request, and may have been lost by it. Ends a request to
+        which that happens again, before it ends every worker."""
+        life.num_suspected += 1
+        if life.num_suspected >= self.config.max_suspected_deaths:
+            raise Suspected(f"{life.num_suspected} workers died while they computed this request")
 
     def _reroute(
         self, life: RequestLife, leg: Leg, commitment: Commitment, error: BatonError

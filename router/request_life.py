@@ -61,6 +61,7 @@ class RequestLife:
     num_attempts: int = 0
     lost_prefills: list[str] = field(default_factory=list)  # codes of the errors they ended with
     passed_over: set[Instance] = field(default_factory=set)  # prefill pools not to ask again
+    num_suspected: int = 0  # workers that died while they computed it, since its last token
     num_preemptions: int = 0
     num_cached_tokens: int = 0
     num_prompt_logprobs: int = 0  # sent to the client
@@ -169,6 +170,7 @@ class RequestLife:
             tenant=self.request.tenant,
             priority=self.request.priority,
             timeout_s=max(1e-3, self.deadline_s - now_s) if self.deadline_s is not None else 0.0,
+            suspected=self.num_suspected > 0,
             eos_token_ids=self.model.text.eos_token_ids if self.model.text else (),
         )
 

@@ -24,6 +24,7 @@ class Outgoing(Generic[Message]):
     def __init__(self) -> None:
         self._queue: asyncio.Queue[Message | None] = asyncio.Queue()
         self._error: BatonError | None = None
+        self._is_writing = False  # the message that was read last
         self.is_over = False
 
     def put(self, message: Message) -> None:
@@ -38,11 +39,19 @@ class Outgoing(Generic[Message]):
             self.is_over, self._error = True, error
             self._queue.put_nowait(None)
 
+    async def written(self) -> None:
+        """Waits until all there is has been written: who reads asks for more only then."""
+        await self._queue.join()
+
     def __aiter__(self) -> Outgoing[Message]:
         return self
 
     async def __anext__(self) -> Message:
+        if self._is_writing:
+            self._is_writing = False
+            self._queue.task_done()
         message = await self._queue.get()
+        self._is_writing = True
         if message is not None:
             return message
         if self._error is not None:
@@ -78,6 +87,7 @@ class BoundedOutgoing(Outgoing[Message]):
             log.warning("a peer left %d bytes unread and is cut off", self._num_unread_bytes)
             while not self._queue.empty():
                 self._queue.get_nowait()
+                self._queue.task_done()
             self.end(Overloaded("too much was left unread on this stream"))
             self._cut_off()
 

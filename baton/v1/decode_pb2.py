@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from baton.v1 import common_pb2 as baton_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x62\x61ton/v1/decode.proto\x12\x08\x62\x61ton.v1\x1a\x15\x62\x61ton/v1/common.proto\"\xf5\x01\n\rRouterMessage\x12 \n\x05hello\x18\x01 \x01(\x0b\x32\x0f.baton.v1.HelloH\x00\x12 \n\x05start\x18\x02 \x01(\x0b\x32\x0f.baton.v1.StartH\x00\x12\"\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32\x10.baton.v1.CancelH\x00\x12$\n\x07reroute\x18\x04 \x01(\x0b\x32\x11.baton.v1.RerouteH\x00\x12+\n\x0b\x63lock_probe\x18\x05 \x01(\x0b\x32\x14.baton.v1.ClockProbeH\x00\x12\x1e\n\x04meet\x18\x06 \x01(\x0b\x32\x0e.baton.v1.MeetH\x00\x42\t\n\x07message\"\x1a\n\x05Hello\x12\x11\n\trouter_id\x18\x01 \x01(\t\":\n\nClockProbe\x12\x15\n\rrouter_time_s\x18\x01 \x01(\x01\x12\x15\n\rworker_time_s\x18\x02 \x01(\x01\"0\n\x04Meet\x12(\n\x07prefill\x18\x01 \x03(\x0b\x32\x17.baton.v1.PrefillChoice\"a\n\rPrefillChoice\x12\x1c\n\x04pool\x18\x01 \x01(\x0b\x32\x0e.baton.v1.Pool\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x0c\n\x04lend\x18\x04 \x01(\x08\"\xf9\x02\n\x05Start\x12\x0b\n\x03key\x18\x01 \x01(\x04\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\r\x12\x1c\n\x04pool\x18\x04 \x01(\x0b\x32\x0e.baton.v1.Pool\x12\x13\n\x0bincarnation\x18\x05 \x01(\x04\x12\x18\n\x10prompt_token_ids\x18\x06 \x03(\r\x12,\n\x10output_token_ids\x18\x07 \x03(\x0b\x32\x12.baton.v1.TokenIds\x12*\n\x08sampling\x18\x08 \x01(\x0b\x32\x18.baton.v1.SamplingParams\x12\x0c\n\x04salt\x18\t \x01(\x0c\x12\x0e\n\x06tenant\x18\n \x01(\t\x12\x10\n\x08priority\x18\x0b \x01(\x05\x12\x11\n\ttimeout_s\x18\x0c \x01(\x01\x12\x13\n\x0btraceparent\x18\r \x01(\t\x12\x15\n\reos_token_ids\x18\x0e \x03(\r\x12(\n\x07prefill\x18\x0f \x01(\x0b\x32\x17.baton.v1.PrefillChoice\"A\n\x06\x43\x61ncel\x12\x0b\n\x03key\x18\x01 \x01(\x04\x12\x19\n\x0csample_index\x18\x02 \x01(\rH\x00\x88\x01\x01\x42\x0f\n\r_sample_index\"@\n\x07Reroute\x12\x0b\n\x03key\x18\x01 \x01(\x04\x12(\n\x07prefill\x18\x02 \x01(\x0b\x32\x17.baton.v1.PrefillChoice\"\x9d\x01\n\rDecodeMessage\x12%\n\x04step\x18\x01 \x01(\x0b\x32\x15.baton.v1.StepOutputsH\x00\x12+\n\x0b\x63lock_probe\x18\x02 \x01(\x0b\x32\x14.baton.v1.ClockProbeH\x00\x12-\n\x0cprefill_lost\x18\x03 \x01(\x0b\x32\x15.baton.v1.PrefillLostH\x00\x42\t\n\x07message\"\x9a\x02\n\x0bStepOutputs\x12\x15\n\rworker_time_s\x18\x01 \x01(\x01\x12\x0c\n\x04keys\x18\x02 \x03(\x04\x12\x16\n\x0esample_indices\x18\x03 \x03(\r\x12\x11\n\ttoken_ids\x18\x04 \x03(\r\x12\'\n\x08logprobs\x18\x05 \x03(\x0b\x32\x15.baton.v1.RowLogprobs\x12\x31\n\x0fprompt_logprobs\x18\x06 \x03(\x0b\x32\x18.baton.v1.PromptLogprobs\x12\x32\n\x10\x66inished_samples\x18\x07 \x03(\x0b\x32\x18.baton.v1.SampleFinished\x12+\n\x08\x66inished\x18\x08 \x03(\x0b\x32\x19.baton.v1.RequestFinished\"H\n\x0bRowLogprobs\x12\x0b\n\x03row\x18\x01 \x01(\r\x12,\n\x08logprobs\x18\x02 \x01(\x0b\x32\x1a.baton.v1.PositionLogprobs\"K\n\x0ePromptLogprobs\x12\x0b\n\x03key\x18\x01 \x01(\x04\x12,\n\x08logprobs\x18\x02 \x03(\x0b\x32\x1a.baton.v1.PositionLogprobs\"r\n\x0eSampleFinished\x12\x0b\n\x03key\x18\x01 \x01(\x04\x12\x14\n\x0csample_index\x18\x02 \x01(\r\x12&\n\x06reason\x18\x03 \x01(\x0e\x32\x16.baton.v1.FinishReason\x12\x15\n\rstop_token_id\x18\x04 \x01(\r\"\xcd\x01\n\x0fRequestFinished\x12\x0b\n\x03key\x18\x01 \x01(\x04\x12\x1e\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x0f.baton.v1.Error\x12\x1e\n\x05usage\x18\x03 \x01(\x0b\x32\x0f.baton.v1.Usage\x12)\n\x08instants\x18\x04 \x03(\x0b\x32\x17.baton.v1.WorkerInstant\x12\x17\n\x0fnum_preemptions\x18\x05 \x01(\r\x12)\n\x08hand_off\x18\x06 \x01(\x0b\x32\x17.baton.v1.HandOffReport\"7\n\rWorkerInstant\x12\x0f\n\x07instant\x18\x01 \x01(\t\x12\x15\n\rworker_time_s\x18\x02 \x01(\x01\"\xed\x01\n\rHandOffReport\x12\x16\n\x0eprefill_worker\x18\x01 \x01(\t\x12\x16\n\x0etransfer_bytes\x18\x02 \x01(\x04\x12\x12\n\ntransfer_s\x18\x03 \x01(\x01\x12\x1a\n\x12transfer_exposed_s\x18\x04 \x01(\x01\x12!\n\x19num_prefill_cached_tokens\x18\x05 \x01(\r\x12\x19\n\x11num_resent_blocks\x18\x06 \x01(\r\x12\x17\n\x0fnum_lent_tokens\x18\x07 \x01(\r\x12\x11\n\ttransport\x18\x08 \x01(\t\x12\x12\n\nnum_blocks\x18\t \x01(\r\":\n\x0bPrefillLost\x12\x0b\n\x03key\x18\x01 \x01(\x04\x12\x1e\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x0f.baton.v1.Error2G\n\x06\x44\x65\x63ode\x12=\n\x05Serve\x12\x17.baton.v1.RouterMessage\x1a\x17.baton.v1.DecodeMessage(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x62\x61ton/v1/decode.proto\x12\x08\x62\x61ton.v1\x1a\x15\x62\x61ton/v1/common.proto\"\xf5\x01\n\rRouterMessage\x12 \n\x05hello\x18\x01 \x01(\x0b\x32\x0f.baton.v1.HelloH\x00\x12 \n\x05start\x18\x02 \x01(\x0b\x32\x0f.baton.v1.StartH\x00\x12\"\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32\x10.baton.v1.CancelH\x00\x12$\n\x07reroute\x18\x04 \x01(\x0b\x32\x11.baton.v1.RerouteH\x00\x12+\n\x0b\x63lock_probe\x18\x05 \x01(\x0b\x32\x14.baton.v1.ClockProbeH\x00\x12\x1e\n\x04meet\x18\x06 \x01(\x0b\x32\x0e.baton.v1.MeetH\x00\x42\t\n\x07message\"\x1a\n\x05Hello\x12\x11\n\trouter_id\x18\x01 \x01(\t\":\n\nClockProbe\x12\x15\n\rrouter_time_s\x18\x01 \x01(\x01\x12\x15\n\rworker_time_s\x18\x02 \x01(\x01\"0\n\x04Meet\x12(\n\x07prefill\x18\x01 \x03(\x0b\x32\x17.baton.v1.PrefillChoice\"a\n\rPrefillChoice\x12\x1c\n\x04pool\x18\x01 \x01(\x0b\x32\x0e.baton.v1.Pool\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x0c\n\x04lend\x18\x04 \x01(\x08\"\x8c\x03\n\x05Start\x12\x0b\n\x03key\x18\x01 \x01(\x04\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\r\x12\x1c\n\x04pool\x18\x04 \x01(\x0b\x32\x0e.baton.v1.Pool\x12\x13\n\x0bincarnation\x18\x05 \x01(\x04\x12\x18\n\x10prompt_token_ids\x18\x06 \x03(\r\x12,\n\x10output_token_ids\x18\x07 \x03(\x0b\x32\x12.baton.v1.TokenIds\x12*\n\x08sampling\x18\x08 \x01(\x0b\x32\x18.baton.v1.SamplingParams\x12\x0c\n\x04salt\x18\t \x01(\x0c\x12\x0e\n\x06tenant\x18\n \x01(\t\x12\x10\n\x08priority\x18\x0b \x01(\x05\x12\x11\n\ttimeout_s\x18\x0c \x01(\x01\x12\x13\n\x0btraceparent\x18\r \x01(\t\x12\x15\n\reos_token_ids\x18\x0e \x03(\r\x12(\n\x07prefill\x18\x0f \x01(\x0b\x32\x17.baton.v1.PrefillChoice\x12\x11\n\tsuspected\x18\x10 \x01(\x08\"A\n\x06\x43\x61ncel\x12\x0b\n\x03key\x18\x01 \x01(\x04\x12\x19\n\x0csample_index\x18\x02 \x01(\rH\x00\x88\x01\x01\x42\x0f\n\r_sample_index\"@\n\x07Reroute\x12\x0b\n\x03key\x18\x01 \x01(\x04\x12(\n\x07prefill\x18\x02 \x01(\x0b\x32\x17.baton.v1.PrefillChoice\"\x9d\x01\n\rDecodeMessage\x12%\n\x04step\x18\x01 \x01(\x0b\x32\x15.baton.v1.StepOutputsH\x00\x12+\n\x0b\x63lock_probe\x18\x02 \x01(\x0b\x32\x14.baton.v1.ClockProbeH\x00\x12-\n\x0cprefill_lost\x18\x03 \x01(\x0b\x32\x15.baton.v1.PrefillLostH\x00\x42\t\n\x07message\"\xbe\x02\n\x0bStepOutputs\x12\x15\n\rworker_time_s\x18\x01 \x01(\x01\x12\x0c\n\x04keys\x18\x02 \x03(\x04\x12\x16\n\x0esample_indices\x18\x03 \x03(\r\x12\x11\n\ttoken_ids\x18\x04 \x03(\r\x12\'\n\x08logprobs\x18\x05 \x03(\x0b\x32\x15.baton.v1.RowLogprobs\x12\x31\n\x0fprompt_logprobs\x18\x06 \x03(\x0b\x32\x18.baton.v1.PromptLogprobs\x12\x32\n\x10\x66inished_samples\x18\x07 \x03(\x0b\x32\x18.baton.v1.SampleFinished\x12+\n\x08\x66inished\x18\x08 \x03(\x0b\x32\x19.baton.v1.RequestFinished\x12\x11\n\tcomputing\x18\t \x03(\x04\x12\x0f\n\x07waiting\x18\n \x03(\x04\"H\n\x0bRowLogprobs\x12\x0b\n\x03row\x18\x01 \x01(\r\x12,\n\x08logprobs\x18\x02 \x01(\x0b\x32\x1a.baton.v1.PositionLogprobs\"K\n\x0ePromptLogprobs\x12\x0b\n\x03key\x18\x01 \x01(\x04\x12,\n\x08logprobs\x18\x02 \x03(\x0b\x32\x1a.baton.v1.PositionLogprobs\"r\n\x0eSampleFinished\x12\x0b\n\x03key\x18\x01 \x01(\x04\x12\x14\n\x0csample_index\x18\x02 \x01(\r\x12&\n\x06reason\x18\x03 \x01(\x0e\x32\x16.baton.v1.FinishReason\x12\x15\n\rstop_token_id\x18\x04 \x01(\r\"\xcd\x01\n\x0fRequestFinished\x12\x0b\n\x03key\x18\x01 \x01(\x04\x12\x1e\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x0f.baton.v1.Error\x12\x1e\n\x05usage\x18\x03 \x01(\x0b\x32\x0f.baton.v1.Usage\x12)\n\x08instants\x18\x04 \x03(\x0b\x32\x17.baton.v1.WorkerInstant\x12\x17\n\x0fnum_preemptions\x18\x05 \x01(\r\x12)\n\x08hand_off\x18\x06 \x01(\x0b\x32\x17.baton.v1.HandOffReport\"7\n\rWorkerInstant\x12\x0f\n\x07instant\x18\x01 \x01(\t\x12\x15\n\rworker_time_s\x18\x02 \x01(\x01\"\xed\x01\n\rHandOffReport\x12\x16\n\x0eprefill_worker\x18\x01 \x01(\t\x12\x16\n\x0etransfer_bytes\x18\x02 \x01(\x04\x12\x12\n\ntransfer_s\x18\x03 \x01(\x01\x12\x1a\n\x12transfer_exposed_s\x18\x04 \x01(\x01\x12!\n\x19num_prefill_cached_tokens\x18\x05 \x01(\r\x12\x19\n\x11num_resent_blocks\x18\x06 \x01(\r\x12\x17\n\x0fnum_lent_tokens\x18\x07 \x01(\r\x12\x11\n\ttransport\x18\x08 \x01(\t\x12\x12\n\nnum_blocks\x18\t \x01(\r\"M\n\x0bPrefillLost\x12\x0b\n\x03key\x18\x01 \x01(\x04\x12\x1e\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x0f.baton.v1.Error\x12\x11\n\tcomputing\x18\x03 \x01(\x08\x32G\n\x06\x44\x65\x63ode\x12=\n\x05Serve\x12\x17.baton.v1.RouterMessage\x1a\x17.baton.v1.DecodeMessage(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,29 +43,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PREFILLCHOICE']._serialized_start=444
   _globals['_PREFILLCHOICE']._serialized_end=541
   _globals['_START']._serialized_start=544
-  _globals['_START']._serialized_end=921
-  _globals['_CANCEL']._serialized_start=923
-  _globals['_CANCEL']._serialized_end=988
-  _globals['_REROUTE']._serialized_start=990
-  _globals['_REROUTE']._serialized_end=1054
-  _globals['_DECODEMESSAGE']._serialized_start=1057
-  _globals['_DECODEMESSAGE']._serialized_end=1214
-  _globals['_STEPOUTPUTS']._serialized_start=1217
-  _globals['_STEPOUTPUTS']._serialized_end=1499
-  _globals['_ROWLOGPROBS']._serialized_start=1501
-  _globals['_ROWLOGPROBS']._serialized_end=1573
-  _globals['_PROMPTLOGPROBS']._serialized_start=1575
-  _globals['_PROMPTLOGPROBS']._serialized_end=1650
-  _globals['_SAMPLEFINISHED']._serialized_start=1652
-  _globals['_SAMPLEFINISHED']._serialized_end=1766
-  _globals['_REQUESTFINISHED']._serialized_start=1769
-  _globals['_REQUESTFINISHED']._serialized_end=1974
-  _globals['_WORKERINSTANT']._serialized_start=1976
-  _globals['_WORKERINSTANT']._serialized_end=2031
-  _globals['_HANDOFFREPORT']._serialized_start=2034
-  _globals['_HANDOFFREPORT']._serialized_end=2271
-  _globals['_PREFILLLOST']._serialized_start=2273
-  _globals['_PREFILLLOST']._serialized_end=2331
-  _globals['_DECODE']._serialized_start=2333
-  _globals['_DECODE']._serialized_end=2404
+  _globals['_START']._serialized_end=940
+  _globals['_CANCEL']._serialized_start=942
+  _globals['_CANCEL']._serialized_end=1007
+  _globals['_REROUTE']._serialized_start=1009
+  _globals['_REROUTE']._serialized_end=1073
+  _globals['_DECODEMESSAGE']._serialized_start=1076
+  _globals['_DECODEMESSAGE']._serialized_end=1233
+  _globals['_STEPOUTPUTS']._serialized_start=1236
+  _globals['_STEPOUTPUTS']._serialized_end=1554
+  _globals['_ROWLOGPROBS']._serialized_start=1556
+  _globals['_ROWLOGPROBS']._serialized_end=1628
+  _globals['_PROMPTLOGPROBS']._serialized_start=1630
+  _globals['_PROMPTLOGPROBS']._serialized_end=1705
+  _globals['_SAMPLEFINISHED']._serialized_start=1707
+  _globals['_SAMPLEFINISHED']._serialized_end=1821
+  _globals['_REQUESTFINISHED']._serialized_start=1824
+  _globals['_REQUESTFINISHED']._serialized_end=2029
+  _globals['_WORKERINSTANT']._serialized_start=2031
+  _globals['_WORKERINSTANT']._serialized_end=2086
+  _globals['_HANDOFFREPORT']._serialized_start=2089
+  _globals['_HANDOFFREPORT']._serialized_end=2326
+  _globals['_PREFILLLOST']._serialized_start=2328
+  _globals['_PREFILLLOST']._serialized_end=2405
+  _globals['_DECODE']._serialized_start=2407
+  _globals['_DECODE']._serialized_end=2478
 # @@protoc_insertion_point(module_scope)

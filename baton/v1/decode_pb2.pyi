@@ -182,6 +182,7 @@ class Start(_message.Message):
     TRACEPARENT_FIELD_NUMBER: _builtins.int
     EOS_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     PREFILL_FIELD_NUMBER: _builtins.int
+    SUSPECTED_FIELD_NUMBER: _builtins.int
     key: _builtins.int
     """names the request on this stream; never reused within it"""
     request_id: _builtins.str
@@ -195,6 +196,8 @@ class Start(_message.Message):
     timeout_s: _builtins.float
     """time left until the deadline; 0 means none"""
     traceparent: _builtins.str
+    suspected: _builtins.bool
+    """A worker died while it computed this request, and no token of it came since: no step computes two such."""
     @_builtins.property
     def pool(self) -> _common_pb2.Pool: ...
     @_builtins.property
@@ -231,10 +234,11 @@ class Start(_message.Message):
         traceparent: _builtins.str = ...,
         eos_token_ids: _abc.Iterable[_builtins.int] | None = ...,
         prefill: Global___PrefillChoice | None = ...,
+        suspected: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["pool", b"pool", "prefill", b"prefill", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "eos_token_ids", b"eos_token_ids", "incarnation", b"incarnation", "key", b"key", "output_token_ids", b"output_token_ids", "pool", b"pool", "prefill", b"prefill", "priority", b"priority", "prompt_token_ids", b"prompt_token_ids", "request_id", b"request_id", "salt", b"salt", "sampling", b"sampling", "tenant", b"tenant", "timeout_s", b"timeout_s", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "eos_token_ids", b"eos_token_ids", "incarnation", b"incarnation", "key", b"key", "output_token_ids", b"output_token_ids", "pool", b"pool", "prefill", b"prefill", "priority", b"priority", "prompt_token_ids", b"prompt_token_ids", "request_id", b"request_id", "salt", b"salt", "sampling", b"sampling", "suspected", b"suspected", "tenant", b"tenant", "timeout_s", b"timeout_s", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -336,6 +340,8 @@ class StepOutputs(_message.Message):
     PROMPT_LOGPROBS_FIELD_NUMBER: _builtins.int
     FINISHED_SAMPLES_FIELD_NUMBER: _builtins.int
     FINISHED_FIELD_NUMBER: _builtins.int
+    COMPUTING_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
     worker_time_s: _builtins.float
     @_builtins.property
     def keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
@@ -355,6 +361,14 @@ class StepOutputs(_message.Message):
     def finished(self) -> _containers.RepeatedCompositeFieldContainer[Global___RequestFinished]:
         """always the last word on a request"""
 
+    @_builtins.property
+    def computing(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Requests that the coming step computes, and that the last one did not; and those that it does not
+        compute, or not any more. Told where it changes.
+        """
+
+    @_builtins.property
+    def waiting(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     def __init__(
         self,
         *,
@@ -366,10 +380,12 @@ class StepOutputs(_message.Message):
         prompt_logprobs: _abc.Iterable[Global___PromptLogprobs] | None = ...,
         finished_samples: _abc.Iterable[Global___SampleFinished] | None = ...,
         finished: _abc.Iterable[Global___RequestFinished] | None = ...,
+        computing: _abc.Iterable[_builtins.int] | None = ...,
+        waiting: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["finished", b"finished", "finished_samples", b"finished_samples", "keys", b"keys", "logprobs", b"logprobs", "prompt_logprobs", b"prompt_logprobs", "sample_indices", b"sample_indices", "token_ids", b"token_ids", "worker_time_s", b"worker_time_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["computing", b"computing", "finished", b"finished", "finished_samples", b"finished_samples", "keys", b"keys", "logprobs", b"logprobs", "prompt_logprobs", b"prompt_logprobs", "sample_indices", b"sample_indices", "token_ids", b"token_ids", "waiting", b"waiting", "worker_time_s", b"worker_time_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -565,7 +581,10 @@ class PrefillLost(_message.Message):
 
     KEY_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    COMPUTING_FIELD_NUMBER: _builtins.int
     key: _builtins.int
+    computing: _builtins.bool
+    """the prefill worker may have been at work on it when it was lost"""
     @_builtins.property
     def error(self) -> _common_pb2.Error: ...
     def __init__(
@@ -573,10 +592,11 @@ class PrefillLost(_message.Message):
         *,
         key: _builtins.int = ...,
         error: _common_pb2.Error | None = ...,
+        computing: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "key", b"key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["computing", b"computing", "error", b"error", "key", b"key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -131,6 +131,7 @@ class PrefillStart(_message.Message):
     INCARNATION_FIELD_NUMBER: _builtins.int
     EOS_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     LENDS_FIELD_NUMBER: _builtins.int
+    SUSPECTED_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     attempt: _builtins.int
     num_prompt_tokens: _builtins.int
@@ -148,6 +149,8 @@ class PrefillStart(_message.Message):
     """The transport by which D writes the blocks before first_block into P's pool, where P wants some of
     them; empty: D does not lend them.
     """
+    suspected: _builtins.bool
+    """see Start"""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """prompt, then forced output"""
@@ -182,10 +185,11 @@ class PrefillStart(_message.Message):
         incarnation: _builtins.int = ...,
         eos_token_ids: _abc.Iterable[_builtins.int] | None = ...,
         lends: _builtins.str = ...,
+        suspected: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["pool", b"pool", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "destination_blocks", b"destination_blocks", "eos_token_ids", b"eos_token_ids", "first_block", b"first_block", "incarnation", b"incarnation", "lends", b"lends", "num_prompt_tokens", b"num_prompt_tokens", "pool", b"pool", "priority", b"priority", "request_id", b"request_id", "salt", b"salt", "sample", b"sample", "sample_index", b"sample_index", "sampling", b"sampling", "timeout_s", b"timeout_s", "token_ids", b"token_ids", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "destination_blocks", b"destination_blocks", "eos_token_ids", b"eos_token_ids", "first_block", b"first_block", "incarnation", b"incarnation", "lends", b"lends", "num_prompt_tokens", b"num_prompt_tokens", "pool", b"pool", "priority", b"priority", "request_id", b"request_id", "salt", b"salt", "sample", b"sample", "sample_index", b"sample_index", "sampling", b"sampling", "suspected", b"suspected", "timeout_s", b"timeout_s", "token_ids", b"token_ids", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -325,6 +329,7 @@ class PrefillEvent(_message.Message):
     WELCOME_FIELD_NUMBER: _builtins.int
     ALIVE_FIELD_NUMBER: _builtins.int
     WANTED_FIELD_NUMBER: _builtins.int
+    TURN_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def first_tokens(self) -> Global___FirstTokens: ...
     @_builtins.property
@@ -345,6 +350,8 @@ class PrefillEvent(_message.Message):
 
     @_builtins.property
     def wanted(self) -> Global___PrefixWanted: ...
+    @_builtins.property
+    def turn(self) -> Global___PrefillTurn: ...
     def __init__(
         self,
         *,
@@ -356,12 +363,13 @@ class PrefillEvent(_message.Message):
         welcome: Global___PrefillWelcome | None = ...,
         alive: Global___PrefillAlive | None = ...,
         wanted: Global___PrefixWanted | None = ...,
+        turn: Global___PrefillTurn | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["alive", b"alive", "blocks_sent", b"blocks_sent", "done", b"done", "event", b"event", "failed", b"failed", "fenced", b"fenced", "first_tokens", b"first_tokens", "wanted", b"wanted", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["alive", b"alive", "blocks_sent", b"blocks_sent", "done", b"done", "event", b"event", "failed", b"failed", "fenced", b"fenced", "first_tokens", b"first_tokens", "turn", b"turn", "wanted", b"wanted", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alive", b"alive", "blocks_sent", b"blocks_sent", "done", b"done", "event", b"event", "failed", b"failed", "fenced", b"fenced", "first_tokens", b"first_tokens", "wanted", b"wanted", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alive", b"alive", "blocks_sent", b"blocks_sent", "done", b"done", "event", b"event", "failed", b"failed", "fenced", b"fenced", "first_tokens", b"first_tokens", "turn", b"turn", "wanted", b"wanted", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["first_tokens", "done", "fenced", "failed", "blocks_sent", "welcome", "alive", "wanted"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["first_tokens", "done", "fenced", "failed", "blocks_sent", "welcome", "alive", "wanted", "turn"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -445,6 +453,33 @@ class PrefixWanted(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PrefixWanted: _TypeAlias = PrefixWanted  # noqa: Y015
+
+@_typing.final
+class PrefillTurn(_message.Message):
+    """Whether P's coming step computes this prompt; told where it changes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    COMPUTING_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    attempt: _builtins.int
+    computing: _builtins.bool
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+        computing: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "computing", b"computing", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PrefillTurn: _TypeAlias = PrefillTurn  # noqa: Y015
 
 @_typing.final
 class FirstToken(_message.Message):

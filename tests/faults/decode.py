@@ -184,7 +184,7 @@ class Decode:
     def _hear(self, outbox: Outbox) -> None:
         for number, token in zip(outbox.keys, outbox.token_ids, strict=True):
             self._lives[number].token_ids.append(token)
-        for number, error in outbox.prefill_lost:
+        for number, error, _ in outbox.prefill_lost:
             life = self._lives[number]
             life.lost.append(error)
             self._steps.post(Reroute((_ROUTER, number), self._reroute(life)))

@@ -44,7 +44,7 @@ class RemoteWorld(World):
 
     def obey(self, commands: Commands) -> None:
         for router, outbox in commands.outboxes.items():
-            self.lost += [number for number, _ in outbox.prefill_lost]
+            self.lost += [number for number, *_ in outbox.prefill_lost]
             self.absorb(router, outbox)
         for order in commands.orders:
             match order:

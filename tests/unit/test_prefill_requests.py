@@ -37,6 +37,7 @@ from prefill_worker.messages import (
     PromptDone,
     ReaderLost,
     Resend,
+    Turn,
     Unreadable,
     WriteCached,
     WriteFailed,
@@ -77,6 +78,7 @@ class World:
         self.pools: dict[tuple[int, int, int], int] = {}  # (reader, block, offset) -> token
         self.done: dict[Key, PromptDone] = {}
         self.last: dict[Key, Fenced | Failed] = {}
+        self.turns: dict[Key, list[bool]] = {}
         self.num_destinations: dict[int, int] = defaultdict(int)
 
     def ask(self, key: Key, tokens: list[int], first_block: int = 0, **more: object) -> Ask:
@@ -135,6 +137,10 @@ class World:
         for reader, words in commands.words.items():
             for word in words:
                 key = (reader, word.number)
+                if isinstance(word, Turn):
+                    assert key not in self.last
+                    self.turns.setdefault(key, []).append(word.computing)
+                    continue
                 assert key not in self.last, f"{word} after the last word"
                 if isinstance(word, PromptDone):
                     assert key not in self.done
