@@ -13,7 +13,7 @@ import multiprocessing.resource_tracker
 import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
@@ -69,15 +69,22 @@ class _Forked:
 def _spawn(words: Sequence[str], environment: Mapping[str, str], output: int | None) -> Popen:
     if environment or output is None:
         return _spawn_new(words, environment, output)
+    return fork(run_baton, words, output)
+
+
+def fork(
+    main: Callable[[list[str], dict[str, str], str], None], words: Sequence[str], output: int
+) -> Popen:
+    """A process that runs `main`, which is to end in `run_baton` with the same arguments."""
     log = str(Path(f"/proc/self/fd/{output}").readlink())
     process = multiprocessing.get_context("forkserver").Process(
-        target=_main, args=(list(words), dict(os.environ), log), name=" ".join(words), daemon=True
+        target=main, args=(list(words), dict(os.environ), log), name=" ".join(words), daemon=True
     )
     process.start()
     return _Forked(process)
 
 
-def _main(words: list[str], environment: dict[str, str], log: str) -> None:
+def run_baton(words: list[str], environment: dict[str, str], log: str) -> None:
     os.setpgid(0, 0)
     multiprocessing.current_process().daemon = False  # a router may have processes of its own
     end_with_parent(os.getppid())
