@@ -9,6 +9,7 @@ the key. Pure: nothing here knows the network.
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
@@ -126,6 +127,8 @@ def _from_environment(cls: type, prefix: str, env: Mapping[str, str]) -> dict[st
     known = {prefix + name.upper(): name for name, hint in hints.items() if not is_dataclass(hint)}
     values: dict[str, Any] = {}
     for variable, text in env.items():
+        if _is_of_kubernetes(variable, text, env):
+            continue
         if not variable.startswith(prefix) or any(variable.startswith(start) for start in nested):
             continue
         source = _Source("environment", variable, text=True)
@@ -136,6 +139,21 @@ def _from_environment(cls: type, prefix: str, env: Mapping[str, str]) -> dict[st
         if inner := _from_environment(hints[name], start, env):
             values[name] = inner
     return values
+
+
+def _is_of_kubernetes(variable: str, text: str, env: Mapping[str, str]) -> bool:
+    """Whether Kubernetes set it, for a Service that is called like one of our sections: NAME_SERVICE_HOST,
+    with NAME_SERVICE_PORT[_...], NAME_PORT=tcp://... and NAME_PORT_1234_TCP[_...] beside it."""
+    found = _SERVICE_VARIABLE.fullmatch(variable)
+    if found is None or f"{found['service']}_SERVICE_HOST" not in env:
+        return False
+    return not found["url"] or "://" in text
+
+
+_SERVICE_VARIABLE = re.compile(
+    r"(?P<service>\w+?)_(SERVICE_HOST|SERVICE_PORT(_\w+)?|(?P<url>PORT)"
+    r"|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
+)
 
 
 def _unknown(key: str, known: Mapping[str, object]) -> str:

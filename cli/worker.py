@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 )
 @click.option("--worker-id", help="Name in the cluster (default: role and process).")
 @click.option("--host", help="Address to listen on (default 127.0.0.1).")
+@click.option("--advertise-address", help="Host that others are told (default: --host).")
 @click.option("--port", type=int, help="Port to listen on (default: any free one).")
 @click.option("--cores", help="CPU cores to use, as 0,1 (default: all).")
 @click.option(
@@ -106,7 +107,17 @@ _ENGINE = (
     "max_model_len",
     "num_threads",
 )
-_HOST = ("model_name", "worker_id", "host", "port", "routers", "state", "cores", "transports")
+_HOST = (
+    "model_name",
+    "worker_id",
+    "host",
+    "advertise_address",
+    "port",
+    "routers",
+    "state",
+    "cores",
+    "transports",
+)
 
 
 def _nested(flags: dict[str, Any]) -> dict[str, object]:

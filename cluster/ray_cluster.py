@@ -136,6 +136,7 @@ class RayCluster:
         """Routers finish what they serve, then workers leave, then Ray ends. What does not leave within
         `stop_grace_s`, or once `hurry` is set, is killed."""
         if self._controller is not None and self._loop is not None:
+            self._controller.restarts = False  # whatever else was told to leave at the same time
             self._let_leave()
             for pid in self.pids.values():
                 os.kill(pid, signal.SIGKILL)

@@ -17,6 +17,7 @@ from engine.block_manager import BlockManager
 from kv_transfer.choose import Receivers, Senders
 from kv_transfer.faults import Faults
 from kv_transfer.introduction import pack_process
+from worker.address import told_host
 from worker.engine import LoadedEngine
 from worker.host import Host
 from worker.verifier import Verifier
@@ -35,7 +36,12 @@ async def run(config: DecodeConfig, engine: LoadedEngine) -> None:
     pool = engine.pool()
     times = config.host.times
     receivers = Receivers(
-        pool, engine.shared, config.host.host, times.progress_timeout_s, config.host.transports
+        pool,
+        engine.shared,
+        config.host.host,
+        times.progress_timeout_s,
+        config.host.transports,
+        told_host(config.host),
     )
 
     def hello(stream: int) -> prefill_pb2.PrefillHello:

@@ -27,12 +27,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _Side:
-    """What one side brings. `shared` and `host` are a receiver's, `checksums` is a sender's."""
+    """What one side brings. `shared` and the hosts are a receiver's, `checksums` is a sender's."""
 
     pool: Pool
     progress_timeout_s: float
     shared: SharedMemory | None = None
     host: str = ""
+    told_host: str = ""
     checksums: bool = True
 
 
@@ -61,12 +62,14 @@ _TABLE = {  # fastest first
     ),
     "nixl": _Transport(
         lambda side: nixl_ends.is_installed(),
-        lambda side: NixlReceiver(side.pool, side.host, side.progress_timeout_s),
+        lambda side: NixlReceiver(side.pool, side.host, side.progress_timeout_s, side.told_host),
         lambda side: NixlSender(side.pool, side.progress_timeout_s, checksums=side.checksums),
     ),
     "torch_dist": _Transport(
         lambda side: True,
-        lambda side: TorchDistReceiver(side.pool, side.host, side.progress_timeout_s),
+        lambda side: TorchDistReceiver(
+            side.pool, side.host, side.progress_timeout_s, side.told_host
+        ),
         lambda side: TorchDistSender(side.pool, side.progress_timeout_s, checksums=side.checksums),
     ),
 }
@@ -75,7 +78,8 @@ TRANSPORTS = tuple(_TABLE)
 
 class Receivers:
     """All the ways to reach one pool of D. `shared` is the memory that `pool` lies in, None where other
-    processes cannot map it; `host` an address of this machine that writers can reach.
+    processes cannot map it; `host` an address of this machine to listen on; `told_host`: the
+    one by which writers reach it, where that is another.
 
     Of several `transports` those that fail here are left out; ConfigError where none is left."""
 
@@ -86,8 +90,9 @@ class Receivers:
         host: str,
         progress_timeout_s: float,
         transports: Sequence[str] = TRANSPORTS,
+        told_host: str = "",
     ) -> None:
-        side = _Side(pool, progress_timeout_s, shared, host)
+        side = _Side(pool, progress_timeout_s, shared, host, told_host)
         self._receivers: dict[str, Receiver] = {}
         for name in (possible := _possible(transports, side)):
             try:

@@ -34,11 +34,11 @@ _ACCEPT_AGAIN_S = 0.1  # where the machine lacks what a connection takes: others
 
 
 class Listener:
-    """Listens on `host`, an address of this machine that writers can reach. `serve` returns, or raises
-    PeerLost or IncompatiblePeer, when its writer is gone."""
+    """Listens on `host`, an address of this machine; writers are told `told_host` where they reach it by
+    another one. `serve` returns, or raises PeerLost or IncompatiblePeer, when its writer is gone."""
 
-    def __init__(self, host: str, timeout_s: float, serve: Serve) -> None:
-        self._host = host
+    def __init__(self, host: str, timeout_s: float, serve: Serve, told_host: str = "") -> None:
+        self._host = told_host or host
         self._timeout_s = timeout_s
         self._serve_writer = serve
         self._token = secrets.token_bytes(16)
@@ -46,7 +46,8 @@ class Listener:
         self._lock = threading.Lock()  # guards what is below
         self._connections: dict[Connection, threading.Thread] = {}
         try:
-            self._listener = socket.create_server((host, 0), backlog=128)
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            self._listener = socket.create_server((host, 0), family=family, backlog=128)
         except OSError as error:
             raise ConfigError(f"cannot listen on {host}: {error}", field="host") from error
         threading.Thread(target=self._accept, name="kv-accept", daemon=True).start()
@@ -116,10 +117,12 @@ class Listener:
 class ListeningReceiver:
     """A `Receiver` that every writer asks before each portion. `serve` runs on the thread of one writer."""
 
-    def __init__(self, pool: Pool, host: str, timeout_s: float, serve: Serve) -> None:
+    def __init__(
+        self, pool: Pool, host: str, timeout_s: float, serve: Serve, told_host: str = ""
+    ) -> None:
         self._pool = pool
         self._permissions = Permissions()
-        self._listener = Listener(host, timeout_s, serve)
+        self._listener = Listener(host, timeout_s, serve, told_host)
 
     def offer(self, **more: Any) -> bytes:
         layout = wire_format.pack_layout(self._pool.layout)

@@ -57,16 +57,18 @@ _HELLO_TIMEOUT_S = 10.0  # a process's first end takes half a second of work
 
 
 class NixlReceiver(ListeningReceiver):
-    """Listens on `host`, an address of this machine that writers can reach. ConfigError where NIXL is not
+    """Listens on `host`: see `Listener`. ConfigError where NIXL is not
     installed, or does not work with this pool."""
 
-    def __init__(self, pool: Pool, host: str, progress_timeout_s: float) -> None:
+    def __init__(
+        self, pool: Pool, host: str, progress_timeout_s: float, told_host: str = ""
+    ) -> None:
         try:
             PassiveEnd(pool.memory).close()
         except PeerLost as error:
             raise ConfigError(f"nixl does not work here: {error}", field="transports") from error
         self._timeout_s = progress_timeout_s
-        super().__init__(pool, host, progress_timeout_s, self._serve)
+        super().__init__(pool, host, progress_timeout_s, self._serve, told_host)
 
     def offer(self, **more: Any) -> bytes:
         return super().offer(host_id=host_id(), **more)

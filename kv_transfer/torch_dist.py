@@ -60,11 +60,13 @@ _HEADER = {
 
 
 class TorchDistReceiver(ListeningReceiver):
-    """Listens on `host`, an address of this machine that writers can reach."""
+    """Listens on `host`: see `Listener`."""
 
-    def __init__(self, pool: Pool, host: str, progress_timeout_s: float) -> None:
+    def __init__(
+        self, pool: Pool, host: str, progress_timeout_s: float, told_host: str = ""
+    ) -> None:
         self._timeout_s = progress_timeout_s
-        super().__init__(pool, host, progress_timeout_s, self._receive_all)
+        super().__init__(pool, host, progress_timeout_s, self._receive_all, told_host)
 
     # On the thread of one writer
 

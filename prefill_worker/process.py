@@ -17,6 +17,7 @@ from prefill_worker.pushing_runner import PushingRunner
 from prefill_worker.scheduler import PrefillScheduler
 from prefill_worker.service import PrefillService
 from prefill_worker.state_machine import PrefillRequests
+from worker.address import told_host
 from worker.engine import LoadedEngine
 from worker.host import Host
 from worker.verifier import Verifier
@@ -65,7 +66,14 @@ async def run(config: PrefillConfig, engine: LoadedEngine) -> None:
         service.hang_up,
         lambda error: host.fail(error),
     )
-    receivers = Receivers(pool, engine.shared, config.host.host, timeout_s, config.host.transports)
+    receivers = Receivers(
+        pool,
+        engine.shared,
+        config.host.host,
+        timeout_s,
+        config.host.transports,
+        told_host(config.host),
+    )
     verifier = Verifier(pool, verify=True)
     borrower = Borrower(receivers, verifier, lambda event: host.post(event), service.tell)
     host: Host[Event, Commands] = Host(

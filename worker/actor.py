@@ -23,6 +23,8 @@ from worker.config import HostConfig
 
 log = logging.getLogger(__name__)
 
+_EXIT_ALONE_S = 1.0
+
 # Torch's pools are sized when it is imported, each by the variable of its own library.
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
@@ -99,6 +101,10 @@ class WorkerActor:
         except BaseException as error:
             log.exception("the worker broke")
             served.set_result(Outcome(Internal.__name__.lower(), repr(error)))
+        # Whoever hears of it ends the process. Where Ray is on its way out, too, nobody does.
+        exit_alone = threading.Timer(_EXIT_ALONE_S, os._exit, (0,))
+        exit_alone.daemon = True
+        exit_alone.start()
 
 
 def _run(launch: Launch) -> Outcome:

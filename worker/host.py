@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import secrets
 import signal
 import socket
 import threading
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from baton.errors import Draining
-from baton.rpc.server import Server, ServerOptions
+from baton.rpc.server import Server, ServerOptions, address_of
 from baton.state.base import Report
 from baton.state.registration import Registration
 from baton.state.registries import registries
@@ -31,6 +32,7 @@ from baton.v1 import worker_pb2_grpc
 from engine.accounts import Accounts, pool_load
 from engine.model_runner import ModelRunner
 from engine.warm_up import warm_up
+from worker.address import told_host
 from worker.config import HostConfig
 from worker.kv_events import KvEventLog
 from worker.service import WorkerService
@@ -46,6 +48,7 @@ CommandsOut = TypeVar("CommandsOut", covariant=True)
 Answer = TypeVar("Answer")
 
 _DRAIN_POLL_S = 0.05
+_INCARNATION_BITS = 12  # of chance; with the milliseconds since 1970 they fit a double, until 2039
 
 
 class HostedScheduler(Accounts, Protocol):
@@ -87,8 +90,9 @@ class Host(Generic[Event, Commands]):
         self._steps = StepLoop(role, runner, self._after_step, self.fail)
         self._watchdog = Watchdog(self._steps, config.times)
         self._events = KvEventLog(role.scheduler.blocks, self._loop)
-        self._worker_id = config.worker_id or f"{role.name.name.lower()}-{os.getpid()}"
-        self._incarnation = time.time_ns() // 1_000_000
+        self._worker_id = config.worker_id or _new_name(role.name)
+        self._incarnation = _new_incarnation()
+        self._told_host = told_host(config)
         self._load = self.load()
         self._draining = False
         self._ended: asyncio.Future[None] = self._loop.create_future()
@@ -138,7 +142,7 @@ class Host(Generic[Event, Commands]):
             worker_id=self._worker_id,
             incarnation=self._incarnation,
             role=self._role.name,
-            address=self.server.address,
+            address=address_of(self._told_host, self.server.port),
             model=self.config.model_name or Path(self.config.engine.model).name,
             fingerprint=Fingerprint(
                 # Workers whose blocks differ share neither prefixes nor hand-offs.
@@ -251,3 +255,13 @@ class Host(Generic[Event, Commands]):
 
     def _report(self) -> Report:
         return Report(self.info, (self._load,), self._draining, self.is_hung())
+
+
+def _new_name(role: RoleName) -> str:
+    """Unlike any other's: pids repeat across containers, and host names across containers of one host."""
+    return f"{role.name.lower()}-{socket.gethostname()}-{secrets.token_hex(3)}"
+
+
+def _new_incarnation() -> int:
+    """Higher than those before, where the clock does not go back, and unlike one made at the same time."""
+    return (time.time_ns() // 1_000_000) << _INCARNATION_BITS | secrets.randbits(_INCARNATION_BITS)

@@ -86,7 +86,7 @@ class Server:
 
     @property
     def address(self) -> str:
-        return f"{_bracketed(self.options.host)}:{self.port}"
+        return address_of(self.options.host, self.port)
 
     def add(
         self, register: Register[Servicer], servicer: Servicer, *, sessions: Sequence[str] = ()
@@ -142,7 +142,7 @@ class Server:
         return self.port
 
     def _listen(self, port: int) -> int:
-        wanted = f"{_bracketed(self.options.host)}:{port}"
+        wanted = address_of(self.options.host, port)
         try:
             return self._server.add_insecure_port(wanted)
         except RuntimeError as error:
@@ -208,5 +208,6 @@ class _Registrar:
         self.services[service] = handlers
 
 
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
+def address_of(host: str, port: int) -> str:
+    """host:port, as gRPC wants it."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -34,6 +34,14 @@ class Listening:
         return getattr(self._inner, name)
 
 
+def test_writers_are_told_where_they_reach_it() -> None:
+    listener = Listener("0.0.0.0", TIMEOUT_S, lambda *_: None, told_host="127.0.0.1")
+    try:
+        assert listener.offer()["host"] == "127.0.0.1"
+    finally:
+        listener.close()
+
+
 @pytest.mark.parametrize(
     "error",
     [

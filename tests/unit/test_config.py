@@ -207,3 +207,42 @@ def test_lease_outlasts_the_interval_of_reports() -> None:
 def test_watchdog_follows_the_longest_step() -> None:
     assert Times().watchdog_after(0.1) == 5.0
     assert Times().watchdog_after(2.0) == 20.0
+
+
+SERVICE = {  # what Kubernetes sets for a Service called `baton-demo`
+    "BATON_DEMO_SERVICE_HOST": "10.0.0.1",
+    "BATON_DEMO_SERVICE_PORT": "50051",
+    "BATON_DEMO_SERVICE_PORT_GRPC": "50051",
+    "BATON_DEMO_PORT": "tcp://10.0.0.1:50051",
+    "BATON_DEMO_PORT_50051_TCP": "tcp://10.0.0.1:50051",
+    "BATON_DEMO_PORT_50051_TCP_PROTO": "tcp",
+    "BATON_DEMO_PORT_50051_TCP_PORT": "50051",
+    "BATON_DEMO_PORT_50051_TCP_ADDR": "10.0.0.1",
+}
+
+
+@dataclass(frozen=True)
+class Ported:
+    port: int = 1
+
+
+def test_variables_of_a_kubernetes_service_configure_nothing() -> None:
+    read = load(Ported, toml=None, section="demo", env=SERVICE)
+    assert read == Ported()
+    mine = SERVICE | {"BATON_DEMO_PORT": "7"}
+    assert load(Ported, toml=None, section="demo", env=mine) == Ported(7)
+
+
+@pytest.mark.parametrize(
+    "misspelt",
+    ["BATON_DEMO_PROT", "BATON_DEMO_PORTS", "BATON_DEMO_PORT_50051", "BATON_DEMO_SERVICE_HOSTS"],
+)
+def test_a_misspelt_variable_beside_them_still_fails(misspelt: str) -> None:
+    with pytest.raises(ConfigError, match=misspelt):
+        load(Ported, toml=None, section="demo", env=SERVICE | {misspelt: "7"})
+
+
+@pytest.mark.parametrize("variable", sorted(SERVICE.keys() - {"BATON_DEMO_SERVICE_HOST"}))
+def test_without_a_service_they_are_misspelt(variable: str) -> None:
+    with pytest.raises(ConfigError, match=variable):
+        load(Ported, toml=None, section="demo", env={variable: SERVICE[variable]})
