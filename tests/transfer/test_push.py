@@ -17,15 +17,18 @@ NUM_STALLED = 40  # transfers of one reader: more than any pool of threads has
 
 
 class Wire:
-    """A portion ends when `moves` is set."""
+    """A portion ends when `moves` is set; `begun` says that the first is under way."""
 
     flow = Flow(64)
 
     def __init__(self, *, closes: bool = True) -> None:
+        self.begun = threading.Event()
         self.moves = threading.Event()
         self._closes = closes
 
     def begin(self, transfer: TransferId, write: Write) -> Finish:
+        self.begun.set()
+
         def finish() -> Sequence[int]:
             assert self.moves.wait(30)
             return [0]
@@ -75,6 +78,7 @@ def test_a_stalled_reader_delays_no_fence_of_another() -> None:
     of_stalled = world.add(1, stalled, NUM_STALLED)
     of_moving = world.add(2, moving, 3)
     moving.moves.set()
+    assert stalled.begun.wait(30)
     world.fence([*of_stalled, *of_moving])
     assert world.fenced(3) == set(of_moving)
     stalled.moves.set()
@@ -85,6 +89,7 @@ def test_a_stalled_reader_delays_no_fence_of_another() -> None:
 def test_what_is_fenced_after_its_stream_has_ended_waits_for_the_link() -> None:
     world, wire = World(), Wire()
     keys = world.add(1, wire, 2)
+    assert wire.begun.wait(30)
     closed = world.pusher.remove_reader(1)
     world.fence(keys)
     assert not closed.done()
