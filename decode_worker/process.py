@@ -29,8 +29,7 @@ async def run(config: DecodeConfig, engine: LoadedEngine) -> None:
     runner = engine.runner
     loop = asyncio.get_running_loop()
     blocks = BlockManager(runner.num_blocks, runner.layout.block_size)
-    max_model_len = min(runner.max_model_len, runner.num_blocks * runner.layout.block_size)
-    scheduler = Scheduler(blocks, config.limits(max_model_len))
+    scheduler = Scheduler(blocks, config.limits(runner.max_model_len))
     role = DecodeRequests(scheduler, runner.model_config.vocab_size)
     service = DecodeService()
     pool = engine.pool()

@@ -93,6 +93,8 @@ class ModelRunner:
             dtype=backends.kv_dtype,
         )
         num_blocks = config.num_blocks or layout.num_blocks_in(config.kv_cache_bytes)
+        # Tables of positions are made for this many: no sample is longer than the pool.
+        max_model_len = min(max_model_len, num_blocks * config.block_size)
         device = backends.numerics.device
         # Not in inference mode: a transfer may write to the cache from outside it.
         buffer = allocate(layout.size_bytes(num_blocks)) if allocate else None

@@ -83,11 +83,12 @@ class Checkpoint:
 
 
 def _files(folder: Path) -> list[Path]:
+    """As transformers looks for them: one whole file goes before shards, of which an index may be left."""
     index = folder / _INDEX
-    if not index.exists():
-        if not (folder / _SINGLE).exists():
-            raise ConfigError(f"{folder} holds neither {_SINGLE} nor {_INDEX}", field="model")
+    if (folder / _SINGLE).exists():
         return [folder / _SINGLE]
+    if not index.exists():
+        raise ConfigError(f"{folder} holds neither {_SINGLE} nor {_INDEX}", field="model")
     names = read_json(index).get("weight_map")
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
         raise ConfigError(f"must map tensors to files (in {index})", field="weight_map")

@@ -32,6 +32,8 @@ class SampleText:
         self.finish_reason: FinishReason | None = None
         self.stop: str | None = None
         self._stops = StopMatcher(params.stop)
+        self._min_tokens = params.min_tokens
+        self._num_released = 0
         self._detokenizer = text.detokenizer(prompt_token_ids) if text is not None else None
         for token_id in forced_token_ids:
             self._release(token_id)
@@ -92,12 +94,16 @@ class SampleText:
     def _release(self, token_id: int) -> str:
         if self._detokenizer is None:
             return ""
-        emitted, self.stop = self._stops.push(self._detokenizer.push((token_id,)))
+        self._num_released += 1
+        text = self._detokenizer.push((token_id,))
+        may_stop = self._num_released >= self._min_tokens
+        emitted, self.stop = self._stops.push(text, may_stop=may_stop)
         return emitted
 
     def _flush(self) -> str:
         """What was held back and can no longer become a character or a stop string."""
         if self._detokenizer is None:
             return ""
-        emitted, self.stop = self._stops.push(self._detokenizer.flush())
+        may_stop = len(self.token_ids) >= self._min_tokens
+        emitted, self.stop = self._stops.push(self._detokenizer.flush(), may_stop=may_stop)
         return emitted if self.stop is not None else emitted + self._stops.flush()

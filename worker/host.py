@@ -154,7 +154,7 @@ class Host(Generic[Event, Commands]):
                 num_kv_heads=layout.num_kv_heads,
                 head_dim=layout.head_dim,
             ),
-            max_model_len=min(model.max_model_len, model.num_blocks * layout.block_size),
+            max_model_len=model.max_model_len,
             vocab_size=model.model_config.vocab_size,
             num_dp_ranks=1,
             num_total_blocks=model.num_blocks,

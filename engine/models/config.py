@@ -16,7 +16,8 @@ DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """One decoder, of whatever family. `attention`: one entry per layer; all layers' KV have one shape."""
+    """One decoder, of whatever family. `attention`: one entry per layer; all layers' KV have one shape.
+    `max_position_embeddings`: the longest context, also where its rotary embedding is what extends it."""
 
     architecture: str
     vocab_size: int

@@ -16,7 +16,7 @@ from engine.models.decoder import Attention, Decoder, Layer, Mlp, RmsNorm, Rotar
 from engine.models.json_fields import JsonFields
 from engine.models.loader import WeightLoader
 from engine.models.rope import rope_tables
-from engine.models.rope_config import RopeConfig, read_rope
+from engine.models.rope_config import RopeConfig, num_positions, read_rope
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,17 +61,18 @@ def read_dense(fields: JsonFields, traits: DenseTraits, windows: Sequence[int]) 
     if head_dim % 2:
         raise fields.fail("head_dim", f"must be even for the rotary embedding, found {head_dim}")
     max_positions = fields.integer("max_position_embeddings")
+    rope = read_rope(fields, max_positions)
     return DenseConfig(
         architecture=fields.get("architectures")[0],
         vocab_size=fields.integer("vocab_size"),
         hidden_size=hidden_size,
         intermediate_size=fields.integer("intermediate_size"),
-        max_position_embeddings=max_positions,
+        max_position_embeddings=num_positions(rope, max_positions),
         attention=tuple(
             AttentionSpec(num_heads, num_kv_heads, head_dim, head_dim**-0.5, window)
             for window in windows
         ),
-        rope=read_rope(fields, max_positions),
+        rope=rope,
         rms_norm_eps=fields.positive("rms_norm_eps", 1e-6),
         tie_word_embeddings=fields.boolean("tie_word_embeddings", False),
         qkv_bias=traits.qkv_bias,

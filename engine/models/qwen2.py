@@ -18,11 +18,16 @@ def sliding_windows(fields: JsonFields) -> tuple[int, ...]:
     num_layers = dense.num_layers(fields)
     if not fields.boolean("use_sliding_window", False):
         return (0,) * num_layers
-    window = fields.integer("sliding_window", 4096)
+    if "sliding_window" in fields.values and not fields.has("sliding_window"):
+        window = None  # null: no layer slides, and none may say that it does
+    else:
+        window = fields.integer("sliding_window", 4096)
     first = fields.integer("max_window_layers", 28, minimum=0)
     assumed = ["full_attention"] * first + ["sliding_attention"] * num_layers
+    if window is None:
+        assumed = ["full_attention"] * num_layers
     types = fields.get("layer_types", assumed[:num_layers])
-    known = {"full_attention": 0, "sliding_attention": window}
+    known = {"full_attention": 0} | ({"sliding_attention": window} if window else {})
     if not isinstance(types, list) or len(types) != num_layers or not set(types) <= known.keys():
         raise fields.fail(
             "layer_types", f"must name full_attention or sliding_attention {num_layers} times"

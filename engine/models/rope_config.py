@@ -26,9 +26,18 @@ class RopeConfig:
     truncate: bool = True
 
 
+def num_positions(rope: RopeConfig, max_positions: int) -> int:
+    """How long a context may be: linear interpolation and YaRN extend `factor` times the length that the
+    model was trained on, which `max_position_embeddings` may or may not count already."""
+    if rope.rope_type not in ("linear", "yarn"):
+        return max_positions
+    return max(max_positions, int(rope.original_max_position_embeddings * rope.factor))
+
+
 def read_rope(fields: JsonFields, max_positions: int) -> RopeConfig:
     """transformers 5 keeps everything in `rope_parameters`, 4 splits `rope_theta` and `rope_scaling`."""
-    rope = fields.object("rope_parameters" if fields.has("rope_parameters") else "rope_scaling")
+    name = "rope_parameters" if fields.has("rope_parameters") else "rope_scaling"
+    rope = _of_all_layers(fields.object(name))
     theta = rope.positive("rope_theta", fields.positive("rope_theta", 10000.0))
     if rope.number("partial_rotary_factor", fields.number("partial_rotary_factor", 1.0)) != 1:
         raise fields.fail("partial_rotary_factor", "only 1.0 is supported")
@@ -58,3 +67,15 @@ def read_rope(fields: JsonFields, max_positions: int) -> RopeConfig:
         attention_factor=rope.number("attention_factor", 0.0),
         truncate=rope.boolean("truncate", True),
     )
+
+
+def _of_all_layers(rope: JsonFields) -> JsonFields:
+    """transformers 5 may have an object for each type of layer. The layers of these families rotate alike."""
+    nested = [name for name, value in rope.values.items() if isinstance(value, dict)]
+    if not nested:
+        return rope
+    first = rope.object(nested[0])
+    for name in rope.values.keys() - {nested[0]}:
+        if rope.values[name] != first.values:
+            raise rope.fail(name, f"differs from {nested[0]}: all layers must rotate alike")
+    return first

@@ -22,7 +22,8 @@ from router.validation import ModelLimits, check_request
 
 @dataclass(frozen=True, slots=True)
 class CheckpointConfig:
-    """`eos_token_ids`: union of both files, sorted; empty where neither names one."""
+    """`eos_token_ids`: union of both files, sorted; empty where neither names one. The tokenizer's own is
+    added by whoever reads that."""
 
     vocab_size: int
     max_position_embeddings: int

@@ -7,9 +7,10 @@ runs it for long prompts in a thread.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from tokenizers import Tokenizer
 
@@ -20,7 +21,10 @@ from router.text.detokenizer import Detokenizer
 from router.text.template import ChatTemplate
 from router.text.token_bound import max_chars_per_token
 from router.text.token_bytes import TokenBytes, read_decoder
+from router.text.tokenizer_config import read_template, read_tokenizer_config
 from router.validation import ModelLimits, check_prompt_length, check_text_length
+
+log = logging.getLogger(__name__)
 
 # Files of which one without tokenizer.json says that a tokenizer is there, but in another format.
 _OTHER_TOKENIZERS = ("tokenizer.model", "tokenizer_config.json", "vocab.json", "tekken.json")
@@ -28,14 +32,15 @@ _OTHER_TOKENIZERS = ("tokenizer.model", "tokenizer_config.json", "vocab.json", "
 
 class ModelText:
     """A folder without a tokenizer gives one that knows only token ids: `has_tokenizer` is False,
-    and every use of text is an `InvalidArgument`."""
+    and every use of text is an `InvalidArgument`. `template` may be what is wrong with it: chats are
+    refused then, and everything else is served."""
 
     def __init__(
         self,
         config: CheckpointConfig,
         tokenizer: Tokenizer | None = None,
         token_bytes: TokenBytes | None = None,
-        template: ChatTemplate | None = None,
+        template: ChatTemplate | ConfigError | None = None,
         max_chars_per_token: int | None = None,
     ) -> None:
         self.config = config
@@ -55,10 +60,16 @@ class ModelText:
         spec = read_json(folder / "tokenizer.json")
         tokenizer = _read_tokenizer(folder / "tokenizer.json")
         token_bytes = TokenBytes(tokenizer, read_decoder(spec.get("decoder")))
-        tokenizer_config: dict[str, Any] = {}
-        if (folder / "tokenizer_config.json").exists():
-            tokenizer_config = read_json(folder / "tokenizer_config.json")
-        template = _read_template(folder, tokenizer_config)
+        special_tokens, tokenizer_config = read_tokenizer_config(folder)
+        end = tokenizer.token_to_id(special_tokens.get("eos_token", ""))
+        if end is not None and end < config.vocab_size:
+            config = replace(config, eos_token_ids=tuple(sorted({*config.eos_token_ids, end})))
+        template: ChatTemplate | ConfigError | None
+        try:
+            template = read_template(folder, tokenizer_config, special_tokens)
+        except ConfigError as error:
+            log.warning("%s serves no chats: %s", folder, error)
+            template = error
         return cls(config, tokenizer, token_bytes, template, max_chars_per_token(spec))
 
     @property
@@ -109,6 +120,11 @@ class ModelText:
             raise InvalidArgument(
                 "this model has no chat template; send text or token ids", field="chat.messages"
             )
+        if isinstance(self._template, ConfigError):
+            raise InvalidArgument(
+                f"this model's chat template cannot be used: {self._template}",
+                field="chat.messages",
+            )
         return self._template.render(messages)
 
     def encode_chat(
@@ -154,37 +170,3 @@ def _read_tokenizer(path: Path) -> Tokenizer:
     tokenizer.no_truncation()  # some files carry their training's truncation and padding
     tokenizer.no_padding()
     return tokenizer
-
-
-def _read_template(folder: Path, tokenizer_config: dict[str, Any]) -> ChatTemplate | None:
-    """chat_template.jinja goes before tokenizer_config.json; of several named templates,
-    `default`."""
-    special_tokens = _special_tokens(tokenizer_config)
-    file = "chat_template.jinja"
-    if (folder / file).exists():
-        source = (folder / file).read_text(encoding="utf-8")
-        return ChatTemplate(source, special_tokens, file=file)
-    file = "tokenizer_config.json.chat_template"
-    match tokenizer_config.get("chat_template"):
-        case None:
-            return None
-        case str(source):
-            return ChatTemplate(source, special_tokens, file=file)
-        case list(named):
-            for entry in named:
-                match entry:
-                    case {"name": "default", "template": str(source)}:
-                        return ChatTemplate(source, special_tokens, file=file)
-    raise ConfigError("must be a template, or a list with one named default", field=file)
-
-
-def _special_tokens(tokenizer_config: dict[str, Any]) -> dict[str, str]:
-    """`bos_token` and its like, each a text or an object that has it as `content`."""
-    found: dict[str, str] = {}
-    for name, value in tokenizer_config.items():
-        if not name.endswith("_token"):
-            continue
-        match value:
-            case str(text) | {"content": str(text)}:
-                found[name] = text
-    return found

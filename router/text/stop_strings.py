@@ -77,9 +77,9 @@ class StopMatcher:
         """Whether there is anything to stop at."""
         return self._automaton is not None
 
-    def push(self, text: str) -> tuple[str, str | None]:
+    def push(self, text: str, *, may_stop: bool = True) -> tuple[str, str | None]:
         """The text that is certain now, and the stop string where one matched. After a match all
-        further text is dropped."""
+        further text is dropped. A stop string that is complete where it may not stop is text like any."""
         automaton = self._automaton
         if automaton is None:
             return text, None
@@ -88,7 +88,7 @@ class StopMatcher:
         state, step, matches = self._state, automaton.step, automaton.matches
         for index, char in enumerate(text):
             state = step(state, char)
-            if (matched := matches[state]) is not None:
+            if may_stop and (matched := matches[state]) is not None:
                 self.matched = matched
                 emit = (self._held + text[: index + 1])[: -len(matched)]
                 self._held = ""

@@ -52,6 +52,17 @@ def _environment() -> ImmutableSandboxedEnvironment:
     return environment
 
 
+# What expressions of a template raise over values that it was not written for.
+_TEMPLATE_ERRORS = (
+    jinja2.TemplateError,
+    AttributeError,
+    TypeError,
+    ValueError,
+    ArithmeticError,
+    LookupError,
+)
+
+
 class ChatTemplate:
     """`special_tokens`: the names that a template may use (`bos_token` ...) and their texts."""
 
@@ -59,7 +70,7 @@ class ChatTemplate:
         self._special_tokens = dict(special_tokens)
         try:
             self._template = _environment().from_string(source)
-        except jinja2.TemplateError as error:
+        except (jinja2.TemplateError, RecursionError) as error:
             raise ConfigError(f"the chat template does not parse: {error}", field=file) from error
 
     def render(self, messages: Sequence[Message]) -> str:
@@ -74,7 +85,12 @@ class ChatTemplate:
                 add_generation_prompt=True,
                 **self._special_tokens,
             )
-        except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
+        except RecursionError as error:
+            raise InvalidArgument(
+                "the model's chat template calls itself without an end on them",
+                field="chat.messages",
+            ) from error
+        except _TEMPLATE_ERRORS as error:
             raise InvalidArgument(
                 f"the model's chat template refuses them: {error}", field="chat.messages"
             ) from error

@@ -33,6 +33,26 @@ QUIRKS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
     "llama3-rope": ("llama", {"rope_parameters": LLAMA3}),
     "llama-yarn": ("llama", {"rope_parameters": YARN}),
+    # The recipe that Qwen publishes for long contexts, which leaves max_position_embeddings as it was.
+    "qwen2-yarn-recipe": (
+        "qwen2",
+        {
+            "max_position_embeddings": 128,
+            "rope_theta": 1e6,
+            "rope_scaling": {
+                "type": "yarn",
+                "factor": 4.0,
+                "original_max_position_embeddings": 128,
+            },
+        },
+    ),
+    "llama-linear-recipe": (
+        "llama",
+        {
+            "max_position_embeddings": 170,
+            "rope_parameters": {"rope_type": "linear", "rope_theta": 500.0, "factor": 3.0},
+        },
+    ),
     "llama-linear-rope": (
         "llama",
         {"rope_parameters": {"rope_type": "linear", "rope_theta": 500.0, "factor": 3.0}},
@@ -69,7 +89,7 @@ def reference_logits(model: Any, token_ids: list[int]) -> torch.Tensor:
 
 def test_logits_equal_transformers(folder: Path, reference: Callable[[Path], Any]) -> None:
     """Prompts of 1 to 300 tokens, whole in one mixed step, and one of them in odd chunks."""
-    driver = Driver(folder, dtype="fp32", max_model_len=512)
+    driver = Driver(folder, dtype="fp32", max_model_len=500)
     prompts = [prompt_tokens(n) for n in (1, 2, 15, 16, 17, 129, 300)]
     found = driver.logits(*[Slice(p, 0, driver.table(len(p))) for p in prompts])
     longest = driver.prefill_logits(prompts[-1], driver.table(300), cuts=(1, 2, 19, 160, 299))
@@ -80,7 +100,7 @@ def test_logits_equal_transformers(folder: Path, reference: Callable[[Path], Any
 
 def test_greedy_tokens_equal_transformers(folder: Path, reference: Callable[[Path], Any]) -> None:
     """A mixed batch, chunked, decoded together; every token is the reference's first choice."""
-    driver = Driver(folder, dtype="fp32", max_model_len=512)
+    driver = Driver(folder, dtype="fp32", max_model_len=500)
     prompts = [prompt_tokens(n, seed=1) for n in (1, 40, 100)]
     outputs = driver.generate(prompts, num_tokens=12, chunk=33)
     num_ties = 0

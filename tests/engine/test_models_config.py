@@ -62,8 +62,9 @@ def test_both_spellings_of_dtype_and_end_tokens(tmp_path: Path) -> None:
 
 def test_windows_are_those_of_the_family(tmp_path: Path) -> None:
     mistral = {"architectures": ["MistralForCausalLM"]}
-    qwen = {"architectures": ["Qwen2ForCausalLM"], "sliding_window": 30}
+    qwen: dict[str, Any] = {"architectures": ["Qwen2ForCausalLM"], "sliding_window": 30}
     types = ["sliding_attention", "full_attention"] * 2
+    no_window: dict[str, Any] = {"use_sliding_window": True, "sliding_window": None}
     found = {
         "llama": read(tmp_path, sliding_window=30),
         "null": read(tmp_path, **mistral, sliding_window=None),
@@ -72,6 +73,7 @@ def test_windows_are_those_of_the_family(tmp_path: Path) -> None:
         "unused": read(tmp_path, **qwen, use_sliding_window=False, max_window_layers=1),
         "late": read(tmp_path, **qwen, use_sliding_window=True, max_window_layers=3),
         "typed": read(tmp_path, **qwen, use_sliding_window=True, layer_types=types),
+        "no window": read(tmp_path, **qwen | no_window, max_window_layers=1),
     }
     assert {
         name: tuple(spec.window for spec in config.attention) for name, config in found.items()
@@ -83,7 +85,36 @@ def test_windows_are_those_of_the_family(tmp_path: Path) -> None:
         "unused": (0, 0, 0, 0),
         "late": (0, 0, 0, 30),
         "typed": (30, 0, 30, 0),
+        "no window": (0, 0, 0, 0),
     }
+    with pytest.raises(ConfigError, match="layer_types"):
+        read(tmp_path, **qwen | no_window, layer_types=types)
+
+
+def test_the_context_is_what_the_rotary_embedding_extends_it_to(tmp_path: Path) -> None:
+    """Qwen's recipe for 131,072 tokens, and others."""
+    qwen = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+    counted = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8192}
+    llama3 = {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 8192}
+    linear = {"rope_type": "linear", "factor": 2.5}
+
+    def length(**rope: Any) -> int:
+        return read(tmp_path, max_position_embeddings=32768, **rope).max_position_embeddings
+
+    assert length(rope_scaling=qwen) == 131_072
+    assert length(rope_scaling=counted) == 32768
+    assert length(rope_scaling=linear) == 81_920
+    assert length(rope_scaling=llama3) == length() == 32768
+
+
+def test_rope_may_be_said_for_each_type_of_layer(tmp_path: Path) -> None:
+    full = {"rope_type": "linear", "rope_theta": 5e5, "factor": 2.0}
+    nested = {"full_attention": full, "sliding_attention": dict(full)}
+    assert read(tmp_path, rope_parameters=nested).rope == read(tmp_path, rope_parameters=full).rope
+    nested["sliding_attention"]["rope_theta"] = 1e4
+    with pytest.raises(ConfigError) as caught:
+        read(tmp_path, rope_parameters=nested)
+    assert caught.value.field.startswith("rope_parameters.")
 
 
 def test_biases_and_norms_are_those_of_the_family(tmp_path: Path) -> None:

@@ -122,6 +122,16 @@ def test_stale_contents_of_a_block_do_not_matter(
     assert driver.generate(prompts, 6) == clean
 
 
+def test_no_more_positions_are_prepared_than_the_pool_can_hold(
+    checkpoint: Callable[..., Path],
+) -> None:
+    """Of a context of ten million tokens the tables alone would take gigabytes."""
+    folder = checkpoint("llama", max_position_embeddings=10_000_000)
+    runner = ModelRunner.load(EngineConfig(folder, block_size=16, num_blocks=10))
+    assert runner.max_model_len == 160
+    assert runner.decoder.layers[0].attention.rotary.cos.shape[0] == 160
+
+
 def test_cache_lies_in_a_given_buffer(folder: Path) -> None:
     layout = KvCacheLayout(num_layers=3, num_kv_heads=2, block_size=16, head_dim=16, dtype="fp16")
     buffer = torch.zeros(layout.size_bytes(5), dtype=torch.uint8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -99,6 +100,12 @@ def test_missing_files_are_named(folder: Path, sharded: Path, tmp_path: Path) ->
     error = refusal(tmp_path / "nowhere")
     assert error.field == "model"
     assert "nowhere" in str(error)
+
+
+def test_a_whole_file_goes_before_an_index_that_was_left(folder: Path, sharded: Path) -> None:
+    index = "model.safetensors.index.json"
+    shutil.copy(sharded / index, folder / index)
+    assert load(folder).identity
 
 
 @pytest.mark.parametrize("kept", [0, 5, 8, 300, 5000, -4])

@@ -101,12 +101,39 @@ def test_what_the_template_refuses_is_the_messages_fault(folder: Path) -> None:
         "{{ 1 / 0 }}",
         "{{ ''.__class__.__mro__[1].__subclasses__() }}",
         "{% include 'other' %}",
+        "{% macro again(x) %}{{ again(x) }}{% endmacro %}{{ again(1) }}",
     ],
 )
 def test_a_template_that_fails_is_a_typed_error(folder: Path, source: str) -> None:
     write(folder, "chat_template.jinja", source)
     with pytest.raises(InvalidArgument):
         ModelText.load(folder).render([Message("user", "x")])
+
+
+@pytest.mark.parametrize(
+    ("file", "value", "why"),
+    [
+        ("chat_template.jinja", b"{% if %}", "does not parse"),
+        ("chat_template.jinja", b"{{ '\xe9' }}", "UTF-8"),
+        (
+            "tokenizer_config.json",
+            b'{"chat_template": [{"name": "tool", "template": ""}]}',
+            "default",
+        ),
+        ("tokenizer_config.json", b'{"chat_template": 7}', "must be a template"),
+    ],
+)
+def test_a_template_that_cannot_be_used_stops_chats_alone(
+    folder: Path, file: str, value: bytes, why: str
+) -> None:
+    (folder / "chat_template.jinja").unlink()
+    (folder / file).write_bytes(value)
+    model = ModelText.load(folder)
+    assert model.encode("x")
+    with pytest.raises(InvalidArgument, match=why) as caught:
+        model.encode_chat([Message("user", "x")])
+    assert caught.value.field == "chat.messages"
+    assert file in str(caught.value)
 
 
 def test_the_helpers_of_templates_are_there(folder: Path) -> None:
@@ -145,6 +172,25 @@ def test_the_files_say_where_samples_end_and_how_to_draw(folder: Path) -> None:
     limits = model.limits(64)
     assert (limits.vocab_size, limits.max_model_len, limits.has_text) == (300, 64, True)
     assert limits.defaults == SamplingDefaults(temperature=0.6)
+
+
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "special_tokens_map.json"])
+def test_a_token_that_ends_samples_may_stand_beside_the_tokenizer_alone(
+    folder: Path, file: str
+) -> None:
+    write(folder, "config.json", CONFIG | {"eos_token_id": None})
+    (folder / "generation_config.json").unlink()
+    (folder / "tokenizer_config.json").unlink()
+    for eos, ids in (("</s>", (257,)), ({"content": "<s>"}, (256,)), ("<unknown>", ()), (None, ())):
+        write(folder, file, {"eos_token": eos})
+        assert ModelText.load(folder).eos_token_ids == ids
+
+
+def test_tokenizer_config_goes_before_the_map_of_special_tokens(folder: Path) -> None:
+    write(folder, "tokenizer_config.json", {"bos_token": "<s>"})
+    write(folder, "special_tokens_map.json", {"bos_token": "</s>", "eos_token": "<end>"})
+    write(folder, "chat_template.jinja", "{{ bos_token }}{{ eos_token }}")
+    assert ModelText.load(folder).render([Message("user", "x")]) == "<s><end>"
 
 
 def test_text_that_is_no_unicode_is_refused(folder: Path) -> None:
@@ -194,7 +240,7 @@ def test_a_folder_without_tokenizer_knows_token_ids_only(tmp_path: Path) -> None
         ("tokenizer.json", "{}", "tokenizer.json"),
         ("tokenizer.json", "not json", "tokenizer.json"),
         ("tokenizer_config.json", "[", "tokenizer_config.json"),
-        ("chat_template.jinja", "{% if %}", "chat_template.jinja"),
+        ("special_tokens_map.json", "[", "special_tokens_map.json"),
     ],
 )
 def test_a_wrong_file_is_refused_by_name(

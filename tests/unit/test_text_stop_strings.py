@@ -66,6 +66,14 @@ def test_what_does_not_match_after_all_is_shown_whole() -> None:
     assert matcher.push("m>") == ("</em>", None)
 
 
+def test_a_stop_string_where_nothing_may_stop_is_text() -> None:
+    matcher = StopMatcher(("ab", "bcd"))
+    emitted, matched = matcher.push("xab", may_stop=False)
+    assert matched is None
+    rest, matched = matcher.push("cd")
+    assert (emitted + rest, matched) == ("xa", "bcd")
+
+
 def test_what_is_held_at_the_end_is_flushed() -> None:
     matcher = StopMatcher(("\n\n",))
     assert matcher.push("text\n") == ("text", None)
