@@ -32,7 +32,7 @@ from baton.types import (
     PrefillChoice,
     Usage,
 )
-from baton.v1 import decode_pb2, decode_pb2_grpc
+from baton.v1 import common_pb2, decode_pb2, decode_pb2_grpc
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ class LegUpdate:
     """Everything that arrived for a leg since it was last asked, in order of arrival."""
 
     rows: list[Row] = field(default_factory=list)
-    prompt_logprobs: list[PositionLogprobs] = field(default_factory=list)
+    prompt_logprobs: list[common_pb2.PositionLogprobs] = field(default_factory=list)  # may be many
     ended: list[SampleEnd] = field(default_factory=list)
     prefill_lost: BatonError | None = None
     prefill_lost_computing: bool = False
@@ -267,7 +267,7 @@ class DecodeStream:
         touched = legs.keys() & set(step.keys)
         for prompt in step.prompt_logprobs:
             if leg := legs.get(prompt.key):
-                leg.pending.prompt_logprobs += map(convert.logprobs_from_proto, prompt.logprobs)
+                leg.pending.prompt_logprobs += prompt.logprobs
                 touched.add(prompt.key)
         for ended in step.finished_samples:
             if leg := legs.get(ended.key):

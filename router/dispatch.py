@@ -18,7 +18,7 @@ from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import replace
 from math import inf
 
-from baton import instants
+from baton import convert, instants
 from baton.errors import (
     BatonError,
     Cancelled,
@@ -50,6 +50,8 @@ from router.request_log import RequestLog
 from router.weights_choice import WeightsChoice
 
 log = logging.getLogger(__name__)
+
+_POSITIONS_AT_ONCE = 64  # of prompt log-probabilities: converted within a millisecond
 
 _LAST_WORD_S = 1.0  # to wait for a worker's account of a request that a stop string ended
 
@@ -243,8 +245,9 @@ class Dispatcher:
                     self._suspect(life)
                 self._reroute(life, leg, commitment, update.prefill_lost)
                 awaits_first = True  # that word of another pool
-            if update.prompt_logprobs and (logprobs := self._fresh_prompt_logprobs(life, update)):
-                yield PromptLogprobs(logprobs)
+            for positions in self._fresh_prompt_logprobs(life, update):
+                yield PromptLogprobs(positions)
+                await asyncio.sleep(0)  # there may be many, and others have their turn in between
             if deltas := life.take(update):
                 yield deltas
             if update.end is not None:
@@ -292,14 +295,16 @@ class Dispatcher:
 
     def _fresh_prompt_logprobs(
         self, life: RequestLife, update: LegUpdate
-    ) -> tuple[PositionLogprobs, ...]:
-        """Those not yet sent: another attempt computes them again from the start."""
+    ) -> Iterator[tuple[PositionLogprobs, ...]]:
+        """Those not yet sent, some at a time: another attempt computes them again from the start."""
         seen = life.num_prompt_logprobs_seen
         life.num_prompt_logprobs_seen += len(update.prompt_logprobs)
         fresh = update.prompt_logprobs[max(0, life.num_prompt_logprobs - seen) :]
         life.num_prompt_logprobs += len(fresh)
         life.weights_settled |= bool(fresh)
-        return tuple(fresh)
+        for first in range(0, len(fresh), _POSITIONS_AT_ONCE):
+            some = fresh[first : first + _POSITIONS_AT_ONCE]
+            yield tuple(map(convert.logprobs_from_proto, some))
 
     def _cancel_finished(self, life: RequestLife, leg: Leg, update: LegUpdate) -> None:
         """Tells the worker of samples that ended here, by a stop string."""

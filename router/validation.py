@@ -27,6 +27,8 @@ from router.request import Chat, GenerateInput, SamplingDefaults, SamplingInput
 
 _T = TypeVar("_T")
 
+MAX_PROMPT_LOGPROB_ENTRIES = 1 << 20  # of at most 11 bytes; the chosen token, its rank, k others
+
 
 @dataclass(frozen=True, slots=True)
 class ModelLimits:
@@ -72,6 +74,7 @@ def resolve_sampling(
     """
     sampling, defaults = request.sampling, limits.defaults
     check_prompt_length(num_prompt_tokens, limits, field=prompt_field(request))
+    _check_num_prompt_logprobs(sampling, num_prompt_tokens)
     max_tokens = _resolve_max_tokens(sampling, limits, num_prompt_tokens)
     min_tokens = _or(sampling.min_tokens, 0)
     if min_tokens > max_tokens:
@@ -160,6 +163,19 @@ def _resolve_max_tokens(
 def _resolve_top_k(top_k: int, limits: ModelLimits) -> int:
     """One that keeps the whole vocabulary is off; so no number is too large to travel."""
     return top_k if 0 < top_k < limits.vocab_size else 0
+
+
+def _check_num_prompt_logprobs(sampling: SamplingInput, num_prompt_tokens: int) -> None:
+    """They travel in one message between workers, which must stay below `MAX_MESSAGE_BYTES`."""
+    if sampling.prompt_logprobs is None:
+        return
+    most = MAX_PROMPT_LOGPROB_ENTRIES // (sampling.prompt_logprobs + 2)
+    if num_prompt_tokens > most:
+        raise InvalidArgument(
+            f"is {sampling.prompt_logprobs}, which is given for prompts of at most {most} tokens; "
+            f"this one has {num_prompt_tokens}",
+            field="sampling.prompt_logprobs",
+        )
 
 
 def _check_prompt(request: GenerateInput, limits: ModelLimits) -> None:

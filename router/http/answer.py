@@ -15,11 +15,12 @@ from collections.abc import Iterable
 from contextlib import aclosing
 from typing import Any, Protocol
 
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from baton.errors import BatonError, Internal
 from router.frontend import Admitted, Deltas, Finished, Frontend, GenerateUpdate, SampleDelta
+from router.http import json_answer
 from router.http.call import Call
 from router.http.choices import (
     FINISH_REASONS,
@@ -34,6 +35,7 @@ from router.http.choices import (
 from router.http.disconnect import ClientGone, while_connected
 from router.http.errors import error_body, error_response
 from router.http.in_flight import InFlight
+from router.off_loop import OffLoop
 
 log = logging.getLogger(__name__)
 
@@ -63,13 +65,29 @@ class Answer(Protocol):
 
 
 async def answer_whole(
-    frontend: Frontend, call: Call, answer: Answer, receive: Receive, in_flight: InFlight
-) -> JSONResponse:
+    frontend: Frontend,
+    call: Call,
+    answer: Answer,
+    receive: Receive,
+    in_flight: InFlight,
+    off_loop: OffLoop,
+) -> Response:
+    """A long answer is written off the event loop."""
+
     async def work() -> Collected:
         async with in_flight.one():
             return await collect(frontend, call)
 
     collected = await while_connected(receive, work())
+    data = await off_loop.run(
+        lambda: _body(call, answer, collected),
+        collected.num_shown,
+        tenant=call.inputs[0].tenant,
+    )
+    return Response(data, media_type="application/json")
+
+
+def _body(call: Call, answer: Answer, collected: Collected) -> bytes:
     body: dict[str, Any] = {
         "id": answer.id_prefix + call.request_id,
         "object": answer.whole,
@@ -81,7 +99,7 @@ async def answer_whole(
     }
     if len(collected.finished) == 1:
         body["timeline"] = show_timeline(collected.finished[0].timeline)
-    return JSONResponse(body)
+    return json_answer.write(body)
 
 
 class EventStream(Response):

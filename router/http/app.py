@@ -142,7 +142,9 @@ class _Face:
     async def _answer(self, request: Request, call: Call, answer: Answer) -> Response:
         if call.stream:
             return EventStream(self._frontend, call, answer, self._in_flight, self._slow_client_s)
-        return await answer_whole(self._frontend, call, answer, request.receive, self._in_flight)
+        return await answer_whole(
+            self._frontend, call, answer, request.receive, self._in_flight, self._off_loop
+        )
 
     def _names(self, call: Call) -> TokenNames:
         model = call.inputs[0].model

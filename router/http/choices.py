@@ -20,6 +20,8 @@ from router.frontend import (
 )
 from router.http.call import Call
 
+_AS_LOGPROB = 4
+
 FINISH_REASONS = {
     FinishReason.STOP: "stop",
     FinishReason.LENGTH: "length",
@@ -36,7 +38,7 @@ class Choice:
     texts: list[str] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[PositionLogprobs] = field(default_factory=list)
-    prompt_logprobs: tuple[PositionLogprobs, ...] | None = None
+    prompt_logprobs: list[PositionLogprobs] | None = None  # shared by a prompt's samples
     finish_reason: str | None = None
     stop_reason: str | int | None = None
 
@@ -61,6 +63,17 @@ class Collected:
     model: str = ""
     finished: list[Finished] = field(default_factory=list)
 
+    @property
+    def num_shown(self) -> int:
+        """Tokens, and log-probabilities as so many: how long writing it takes, see `OffLoop.run`."""
+        num_shown = 0
+        for choice in self.choices:
+            num_shown += len(choice.token_ids)
+            for positions in (choice.logprobs, choice.prompt_logprobs):
+                if positions:
+                    num_shown += _AS_LOGPROB * len(positions) * (1 + len(positions[0].top))
+        return num_shown
+
     def add(self, prompt_index: int, update: GenerateUpdate, n: int) -> None:
         match update:
             case Deltas(deltas):
@@ -69,8 +82,11 @@ class Collected:
             case Admitted():
                 self.model = update.model
             case PromptLogprobs(positions):
-                for choice in self.choices[prompt_index * n : (prompt_index + 1) * n]:
-                    choice.prompt_logprobs = positions
+                choices = self.choices[prompt_index * n : (prompt_index + 1) * n]
+                shared = choices[0].prompt_logprobs or []
+                shared += positions  # they come in several messages
+                for choice in choices:
+                    choice.prompt_logprobs = shared
             case Finished():
                 self.finished.append(update)
 

@@ -14,6 +14,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter
 
 from baton.errors import ConfigError, Draining, InvalidArgument, Overloaded, Unavailable
+from router.http import json_answer
 from router.http.app import create_app
 from router.http.body import MAX_BODY_BYTES, read_json_object
 from router.http.server import HttpServer
@@ -356,3 +357,23 @@ async def test_a_long_body_is_read_off_the_event_loop(
     crowd = {"messages": [{"role": "user", "content": ""}] * 10_000}
     response = await app_client.post("/v1/chat/completions", json=crowd)
     assert "more than 4096 entries" in error_of(response, 400)["message"]
+
+
+async def test_a_long_answer_is_written_off_the_event_loop(
+    app_client: httpx.AsyncClient, frontend: FakeFrontend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[int] = []
+
+    def watched(value: Any) -> bytes:
+        threads.append(threading.get_ident())
+        return write(value)
+
+    write = json_answer.write
+    monkeypatch.setattr("router.http.answer.json_answer.write", watched)
+    short = await app_client.post("/v1/completions", json=COMPLETION)
+    frontend.pieces = ("word ",) * 5_000
+    long = await app_client.post("/v1/completions", json=COMPLETION)
+    here = threading.get_ident()
+    assert [thread == here for thread in threads] == [True, False]
+    assert short.headers["content-type"] == long.headers["content-type"] == "application/json"
+    assert long.json()["choices"][0]["text"] == "word " * 5_000

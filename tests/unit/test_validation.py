@@ -112,6 +112,16 @@ def test_a_wrong_prompt_is_refused(prompt: Prompt, field: str, message: str) -> 
     assert message in error.message
 
 
+def test_prompt_logprobs_are_bounded_by_what_one_message_holds() -> None:
+    limits = ModelLimits(vocab_size=100, max_model_len=2**20)
+    for k, most in ((0, 2**19), (20, 47_662)):
+        request = GenerateInput(prompt="x", sampling=SamplingInput(prompt_logprobs=k))
+        resolve_sampling(request, limits, num_prompt_tokens=most, seed=1)
+        with pytest.raises(InvalidArgument, match=f"at most {most} tokens") as refused:
+            resolve_sampling(request, limits, num_prompt_tokens=most + 1, seed=1)
+        assert refused.value.field == "sampling.prompt_logprobs"
+
+
 def test_a_model_without_tokenizer_takes_token_ids_only() -> None:
     limits = ModelLimits(vocab_size=100, max_model_len=64, has_text=False)
     assert refusal(GenerateInput(prompt="hi"), limits).field == "text"
