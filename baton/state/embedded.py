@@ -63,8 +63,9 @@ class EmbeddedState:
 
     def _arm(self) -> None:
         """Sees to it that leases are looked at when the first of them may run out."""
-        due_s = self._table.next_expiry_s
-        if self._timer is None and due_s is not None:
+        if self._timer is not None:
+            return  # whose look finds all that is due by then: every report comes here
+        if (due_s := self._table.next_expiry_s) is not None:
             delay_s = max(0.0, due_s - self._clock())
             self._timer = asyncio.get_running_loop().call_later(delay_s, self._look, due_s)
 

@@ -20,6 +20,7 @@ from baton.rpc.server import Server, ServerOptions
 from baton.rpc.status import from_rpc_error
 from baton.state.base import Change, Joined, Left, Report, Updated
 from baton.state.embedded import EmbeddedState
+from baton.state.leases import LeaseTable
 from baton.state.registration import Registration, Told
 from baton.state.registries import RouterRegistry
 from baton.state.service import RegistryServicer
@@ -40,6 +41,24 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now_s
+
+
+async def test_a_report_looks_at_no_other_lease(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many workers there are: each reports every second."""
+    num_looks = 0
+    due_s = LeaseTable.next_expiry_s
+
+    def watched(table: LeaseTable) -> float | None:
+        nonlocal num_looks
+        num_looks += 1
+        return due_s.__get__(table)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(LeaseTable, "next_expiry_s", property(watched))
+    state = EmbeddedState()
+    for _ in range(2):
+        for number in range(50):
+            await state.report(report(f"d{number}"))
+    assert num_looks == 1
 
 
 async def test_watch_begins_with_who_is_there_and_follows() -> None:
