@@ -22,6 +22,8 @@ from baton.errors import ConfigError
 
 Config = TypeVar("Config")
 
+_MAX_PORT = 65_535
+
 
 @dataclass(frozen=True, slots=True)
 class Times:
@@ -52,6 +54,12 @@ class Times:
         """Seconds without a completed step, while work waits, after which a worker counts as
         hung."""
         return max(self.watchdog_s, 10 * longest_step_s)
+
+
+def check_port(port: int, field: str) -> None:
+    """0 stands for any free one."""
+    if not 0 <= port <= _MAX_PORT:
+        raise ConfigError(f"must be from 0 to {_MAX_PORT}, not {port}", field=field)
 
 
 def load(
@@ -225,7 +233,10 @@ def _convert_scalar(hint: Any, value: object, source: _Source) -> Any:
     if hint is float and type(value) is int:
         return float(value)
     if hint is Path and isinstance(value, str | Path):
-        return Path(value).expanduser()
+        try:
+            return Path(value).expanduser()
+        except RuntimeError as error:
+            raise source.error(f"{value} cannot be found: {error}") from error
     if hint not in _NAMES:
         raise TypeError(f"{source.path}: configuration fields cannot have type {hint}")
     if type(value) is not hint:  # not isinstance: a bool is no int here

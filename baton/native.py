@@ -80,8 +80,13 @@ def _built(folder: Path) -> Path:
 
 
 def _cache_folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or ""
-    return (Path(base) if Path(base).is_absolute() else Path.home() / ".cache") / "baton"
+    base = Path(os.environ.get("XDG_CACHE_HOME") or "")
+    if not base.is_absolute():
+        try:
+            base = Path.home() / ".cache"
+        except RuntimeError:  # a user that the machine does not know, as containers have
+            base = Path(tempfile.gettempdir()) / f"cache-{os.getuid()}"
+    return base / "baton"
 
 
 def _key(folder: Path, compiler: Sequence[str]) -> str:

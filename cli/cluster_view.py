@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -28,18 +29,46 @@ _STATE_STYLES = {"waiting": "yellow", "running": "cyan"}
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A moment of the cluster. `requests`: None where they were not asked for."""
+    """A moment of the cluster. `requests`: None where they were not asked for. Tokens are counted since the
+    router started, and their rates are since the moment before, None for the first one."""
 
     workers: Sequence[Member]
     num_running_requests: int
     num_waiting_requests: int
     requests: Sequence[RequestStatus] | None = None
+    taken_s: float = 0.0  # monotonic
+    num_prompt_tokens: int = 0
+    num_output_tokens: int = 0
+    prompt_tokens_per_s: float | None = None
+    output_tokens_per_s: float | None = None
 
     @classmethod
-    def take(cls, client: Client, num_requests: int) -> Snapshot:
-        load = client.load()
+    def take(cls, client: Client, num_requests: int, before: Snapshot | None = None) -> Snapshot:
+        load, taken_s = client.load(), time.monotonic()
         requests = client.requests(num_requests) if num_requests else None
-        return cls(client.workers(), load.num_running_requests, load.num_waiting_requests, requests)
+        taken = cls(
+            client.workers(),
+            load.num_running_requests,
+            load.num_waiting_requests,
+            requests,
+            taken_s,
+            load.num_prompt_tokens,
+            load.num_output_tokens,
+        )
+        return taken if before is None else taken.since(before)
+
+    def since(self, before: Snapshot) -> Snapshot:
+        """With rates. A router that restarted counts from 0 again."""
+        seconds = self.taken_s - before.taken_s
+        num_prompt = self.num_prompt_tokens - before.num_prompt_tokens
+        num_output = self.num_output_tokens - before.num_output_tokens
+        if seconds <= 0 or num_prompt < 0 or num_output < 0:
+            return self
+        return replace(
+            self,
+            prompt_tokens_per_s=num_prompt / seconds,
+            output_tokens_per_s=num_output / seconds,
+        )
 
 
 def snapshot_json(snapshot: Snapshot) -> dict[str, Any]:
@@ -56,6 +85,11 @@ def render(snapshot: Snapshot) -> RenderableType:
         f" · {snapshot.num_running_requests:,} running"
         f" · {snapshot.num_waiting_requests:,} waiting at the router",
     ]
+    if snapshot.output_tokens_per_s is not None:
+        parts.append(
+            f"[bold]{snapshot.output_tokens_per_s:,.0f}[/] output tokens/s"
+            f" · {snapshot.prompt_tokens_per_s:,.0f} prompt tokens/s"
+        )
     if snapshot.workers:
         parts.append(_workers(snapshot.workers))
     parts += [
@@ -160,10 +194,20 @@ def _requests(requests: Sequence[RequestStatus]) -> Table:
             f"{usage.num_prompt_tokens:,}",
             f"{usage.num_cached_tokens:,}",
             f"{usage.num_output_tokens:,}",
-            *(took.get(name, "") for name in ("queue", "prefill", "decode")),
+            took.get("queue", ""),
+            _at(took.get("prefill", ""), request.timeline.prefill_worker),
+            _at(took.get("decode", ""), request.timeline.decode_worker),
             total,
         )
     return table
+
+
+def _at(took: str, worker: str) -> Text:
+    """How long, and below it where."""
+    text = Text(took)
+    if worker:
+        text.append(f"\n{worker}", style="dim")
+    return text
 
 
 def _state_style(state: str) -> str:

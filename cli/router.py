@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from cli import logs
+from cli.options import PORT, fields_as_options, log_level_option
 
 
 @click.command()
@@ -16,20 +17,21 @@ from cli import logs
     "--config", type=click.Path(path_type=Path, exists=True), help="TOML, section [router]."
 )
 @click.option("--host", help="Address to listen on (default 127.0.0.1).")
-@click.option("--grpc-port", type=int, help="Port of gRPC (default 50051).")
-@click.option("--http-port", type=int, help="Port of the OpenAI-compatible API (default 8000).")
+@click.option("--grpc-port", type=PORT, help="Port of gRPC (default 50051).")
+@click.option("--http-port", type=PORT, help="Port of the OpenAI-compatible API (default 8000).")
 @click.option(
     "--model", "models", multiple=True, help="[NAME=]FOLDER with the tokenizer; repeatable."
 )
 @click.option("--processes", type=int, help="Processes that share both ports (default 1).")
-@click.option("--process-port", type=int, help="First of the ports of each process alone.")
+@click.option("--process-port", type=PORT, help="First of the ports of each process alone.")
 @click.option("--state", help="redis://host:port/db that several routers share.")
 @click.option("--record", metavar="FILE", help="Write down decisions and what they follow from.")
 @click.option("--otlp-endpoint", metavar="HOST:PORT", help="Send traces to this collector.")
 @click.option("--max-waiting", type=int, help="Requests that may wait at the gate (default 1024).")
 @click.option("--quota", "quotas", multiple=True, help="TENANT=TOKENS_PER_S; repeatable.")
 @click.option("--share", "shares", multiple=True, help="TENANT=WEIGHT; repeatable.")
-@click.option("--log-level", default="info", show_default=True)
+@log_level_option
+@fields_as_options()
 def router(config: Path | None, log_level: str, models: tuple[str, ...], **flags: object) -> None:
     """Run a router: gRPC and OpenAI HTTP in, decode workers behind."""
     from baton.config import load

@@ -13,6 +13,7 @@ from cli.options import address_option, json_option
 if TYPE_CHECKING:
     from baton.client.sync_client import Client
     from cli.cluster_view import Snapshot
+    from cli.keys import Wait
 
 _NUM_REQUESTS = 20
 _EVERY_S = 1.0
@@ -39,20 +40,31 @@ def status(with_requests: bool, watch: bool, addresses: tuple[str, ...], as_json
 @address_option
 @json_option
 def top(addresses: tuple[str, ...], as_json: bool) -> None:
-    """Watch workers and requests, full-screen, until Ctrl-C. (--json: one object per second.)"""
+    """Watch workers and requests, full-screen, until q or Ctrl-C. (--json: one object per second.)"""
     from cli.connect import connected
+    from cli.keys import quit_key
 
-    with connected(addresses) as client:
-        _show(_snapshots(client, _NUM_REQUESTS, again=True), as_json=as_json, full_screen=True)
+    with connected(addresses) as client, quit_key() as wait:
+        snapshots = _snapshots(client, _NUM_REQUESTS, again=True, wait=wait)
+        _show(snapshots, as_json=as_json, full_screen=True)
 
 
-def _snapshots(client: Client, num_requests: int, *, again: bool) -> Iterator[Snapshot]:
+def _sleep(seconds: float) -> bool:
+    time.sleep(seconds)
+    return False
+
+
+def _snapshots(
+    client: Client, num_requests: int, *, again: bool, wait: Wait = _sleep
+) -> Iterator[Snapshot]:
+    """`wait`: whether somebody has seen enough meanwhile."""
     from cli.cluster_view import Snapshot
 
-    yield Snapshot.take(client, num_requests)
-    while again:
-        time.sleep(_EVERY_S)
-        yield Snapshot.take(client, num_requests)
+    snapshot = Snapshot.take(client, num_requests)
+    yield snapshot
+    while again and not wait(_EVERY_S):
+        snapshot = Snapshot.take(client, num_requests, before=snapshot)
+        yield snapshot
 
 
 def _show(snapshots: Iterator[Snapshot], *, as_json: bool, full_screen: bool = False) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.options import json_option
+from cli.options import PORT, fields_as_options, json_option
 
 if TYPE_CHECKING:
     from cluster.ray_cluster import RayCluster
@@ -53,8 +53,8 @@ _FOR_CLUSTER = ("num_routers", "num_prefill_workers", "num_decode_workers", "ray
 )
 @click.option("--routers", "num_routers", type=click.IntRange(1), default=1, show_default=True)
 @click.option("--host", help="Address that routers listen on (default 127.0.0.1).")
-@click.option("--grpc-port", type=int, help="The first router's (default 50051); 0: any.")
-@click.option("--http-port", type=int, help="The first router's (default 8000); 0: any.")
+@click.option("--grpc-port", type=PORT, help="The first router's (default 50051); 0: any.")
+@click.option("--http-port", type=PORT, help="The first router's (default 8000); 0: any.")
 @click.option("--model", help="Checkpoint folder, or with --load-format dummy a shape's name.")
 @click.option("--model-name", help="Name that clients ask for (default: the folder's).")
 @click.option("--load-format", type=click.Choice(["auto", "dummy"]))
@@ -78,6 +78,7 @@ _FOR_CLUSTER = ("num_routers", "num_prefill_workers", "num_decode_workers", "ray
     help="cuda_ipc, shm, nixl or torch_dist; repeatable (default: all that work here).",
 )
 @json_option
+@fields_as_options()
 def up(config: Path | None, as_json: bool, **flags: Any) -> None:
     """Start routers, prefill workers and decode workers, and run until Ctrl-C.
 
@@ -86,10 +87,13 @@ def up(config: Path | None, as_json: bool, **flags: Any) -> None:
     from cli.output import chrome, print_json
     from cluster.ray_cluster import RayCluster
     from cluster.spec import Settings, read
+    from engine.folder import check_folder
 
     counts = {name: flags.pop(name) for name in _FOR_CLUSTER}
     routers = {name: flags.pop(name) for name in _FOR_ROUTERS} | {"state": flags["state"]}
     spec = read(Settings(toml=config, router=routers, workers=flags), **counts)
+    if not spec.ray_address:  # else it is on the machines of others
+        check_folder(spec.decode.host.engine)
     out = chrome()
     started_s = time.monotonic()
     interrupts = _Interrupts()

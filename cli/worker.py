@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from baton.errors import ConfigError
 from cli import logs
+from cli.options import PORT, fields_as_options, log_level_option
 
 if TYPE_CHECKING:
     from worker.engine import LoadedEngine
@@ -49,7 +51,7 @@ if TYPE_CHECKING:
 @click.option("--worker-id", help="Name in the cluster (default: role and process).")
 @click.option("--host", help="Address to listen on (default 127.0.0.1).")
 @click.option("--advertise-address", help="Host that others are told (default: --host).")
-@click.option("--port", type=int, help="Port to listen on (default: any free one).")
+@click.option("--port", type=PORT, help="Port to listen on (default: any free one).")
 @click.option("--cores", help="CPU cores to use, as 0,1 (default: all).")
 @click.option(
     "--transport",
@@ -59,39 +61,67 @@ if TYPE_CHECKING:
 )
 @click.option("--router", "routers", multiple=True, help="host:port of a router; repeatable.")
 @click.option("--state", help="redis://host:port/db that all routers read, instead of --router.")
-@click.option("--log-level", default="info", show_default=True)
+@log_level_option
+@fields_as_options()
 def worker(role: str, config: Path | None, log_level: str, **flags: Any) -> None:
     """Run a worker and register it with its routers."""
+    from engine.folder import check_folder
+
     logs.configure(role, log_level)
-    if flags["cores"]:
-        flags["cores"] = tuple(int(core) for core in flags["cores"].split(","))
-        os.sched_setaffinity(0, flags["cores"])
-    if flags["num_threads"]:  # before torch makes its thread pool
-        os.environ["OMP_NUM_THREADS"] = str(flags["num_threads"])
+    flags["cores"] = _cores(flags["cores"])
+    settings = _settings(role, config, flags)
+    check_folder(settings.host.engine)
+    _use_cores(settings.host.cores)
+    if threads := settings.host.engine.num_threads:  # before torch makes its thread pool
+        os.environ["OMP_NUM_THREADS"] = str(threads)
     from cli.progress import loading_bar
     from worker.engine import LoadedEngine
 
-    settings, run = _role(role, config, flags)
+    run = _process(role)
     with loading_bar(str(settings.host.engine.model)) as progress:
         engine = LoadedEngine.load(settings.host.engine, progress)
     asyncio.run(run(settings, engine))
 
 
-def _role(
-    role: str, config: Path | None, flags: dict[str, Any]
-) -> tuple[Any, Callable[[Any, LoadedEngine], Coroutine[Any, Any, None]]]:
-    """The role's configuration and its process."""
+def _settings(role: str, config: Path | None, flags: dict[str, Any]) -> Any:
+    """The role's configuration, without torch."""
     from baton.config import load
 
     if role == "prefill":
         from prefill_worker.config import PrefillConfig
+
+        return load(PrefillConfig, toml=config, section=role, flags=_nested(flags))
+    from decode_worker.config import DecodeConfig
+
+    return load(DecodeConfig, toml=config, section=role, flags=_nested(flags))
+
+
+def _process(role: str) -> Callable[[Any, LoadedEngine], Coroutine[Any, Any, None]]:
+    if role == "prefill":
         from prefill_worker.process import run as run_prefill
 
-        return load(PrefillConfig, toml=config, section=role, flags=_nested(flags)), run_prefill
-    from decode_worker.config import DecodeConfig
+        return run_prefill
     from decode_worker.process import run as run_decode
 
-    return load(DecodeConfig, toml=config, section=role, flags=_nested(flags)), run_decode
+    return run_decode
+
+
+def _cores(text: str | None) -> tuple[int, ...]:
+    try:
+        return tuple(int(core) for core in text.split(",")) if text else ()
+    except ValueError:
+        raise ConfigError(f"must be numbers, as 0,1, not {text!r}", field="cores") from None
+
+
+def _use_cores(cores: tuple[int, ...]) -> None:
+    if not cores:
+        return
+    try:
+        os.sched_setaffinity(0, cores)
+    except (OSError, ValueError, OverflowError) as error:
+        usable = ",".join(map(str, sorted(os.sched_getaffinity(0))))
+        message = f"cannot be used: {error}; there are {usable}"
+        raise ConfigError(message, field="cores") from error
 
 
 _ENGINE = (

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from baton.config import load
+from baton.config import check_port, load
 from baton.errors import ConfigError
+from baton.model_name import name_of
 from baton.types import Role
 from cluster.placement import Demand
 from decode_worker.config import DecodeConfig
@@ -56,6 +57,9 @@ class ClusterSpec:
                 raise ConfigError(f"must be at least {least}", field=name)
         if not self.decode.host.engine.model:
             raise ConfigError("is required", field="model")
+        for name in ("grpc_port", "http_port"):
+            if first := getattr(self.router, name):
+                check_port(first + self.num_routers - 1, name)
         for role, config in (("prefill", self.prefill), ("decode", self.decode)):
             if config.host.state != self.router.state:
                 raise ConfigError(
@@ -184,4 +188,4 @@ def _text_model(decode: DecodeConfig) -> tuple[str, ...]:
     folder = Path(decode.host.engine.model)
     if not (folder / "config.json").exists():
         return ()
-    return (f"{decode.host.model_name or folder.name}={folder}",)
+    return (f"{decode.host.model_name or name_of(folder)}={folder}",)

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from baton.config import Times
+from baton import model_name
+from baton.config import Times, check_port
 from baton.errors import ConfigError
 from router.admission import AdmissionSettings
 from router.index import MAX_BYTES
@@ -60,10 +61,18 @@ class RouterConfig:
         ):
             if getattr(self, name) < 1:
                 raise ConfigError("must be at least 1", field=name)
+        for name in ("grpc_port", "http_port", "process_port"):
+            check_port(getattr(self, name), name)
+        if self.grpc_port and self.grpc_port == self.http_port:
+            raise ConfigError(f"is {self.http_port}, as grpc_port", field="http_port")
+        if self.process_port:
+            check_port(self.process_port + 2 * self.processes - 1, "process_port")
         if self.processes > 1 and self.record:
             raise ConfigError("is of one process; there are several", field="record")
 
     def model_folders(self) -> Mapping[str, Path]:
         """Model name -> folder; a folder without a name is called as its last part."""
-        pairs = (entry.rpartition("=") for entry in self.models)
-        return {name or Path(folder).name: Path(folder) for name, _, folder in pairs}
+        pairs = map(model_name.split, self.models)
+        return {
+            name or model_name.name_of(folder): Path(folder).expanduser() for name, folder in pairs
+        }

@@ -21,6 +21,8 @@ class RequestLog:
         self._watchers = watchers
         self._running: dict[int, RequestLife] = {}
         self._ended: deque[RequestAccount] = deque(maxlen=num_kept)
+        self._num_prompt_tokens = 0  # of all that have ended
+        self._num_output_tokens = 0
 
     @property
     def num_running(self) -> int:
@@ -40,9 +42,19 @@ class RequestLog:
         finally:
             life.state = state
             del self._running[id(life)]
-            self._ended.append(life.account())
+            self._ended.append(account := life.account())
+            self._num_prompt_tokens += account.usage.num_prompt_tokens
+            self._num_output_tokens += account.usage.num_output_tokens
             for watcher in self._watchers:
                 watcher(life)
+
+    def num_tokens(self) -> tuple[int, int]:
+        """Of all requests there were and are: in their prompts, and produced so far."""
+        running = [life.usage() for life in self._running.values()]
+        return (
+            self._num_prompt_tokens + sum(usage.num_prompt_tokens for usage in running),
+            self._num_output_tokens + sum(usage.num_output_tokens for usage in running),
+        )
 
     def newest(self, limit: int) -> list[RequestAccount]:
         """Those in flight, then those that ended; newest first."""

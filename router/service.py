@@ -132,7 +132,10 @@ class AdminService(admin_pb2_grpc.AdminServicer):
     async def GetLoad(
         self, request: admin_pb2.GetLoadRequest, context: Context
     ) -> admin_pb2.GetLoadResponse:
+        num_prompt_tokens, num_output_tokens = self._requests.num_tokens()
         return admin_pb2.GetLoadResponse(
+            num_prompt_tokens=num_prompt_tokens,
+            num_output_tokens=num_output_tokens,
             num_running_requests=self._gate.num_in_flight,
             num_waiting_requests=self._gate.num_waiting,
             pools=[

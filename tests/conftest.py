@@ -4,6 +4,11 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# How long examples take says only how busy the machine is.
+settings.register_profile("baton", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("baton")
 
 # Ray's processes are forked from one that has gRPC's threads: its handlers would wait for them.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")

@@ -55,7 +55,7 @@ TIMELINE = Timeline(
         "finished": 2.0,
     },
     "decode-0",
-    "",
+    "prefill-0",
     4,
     8,
     1,
@@ -68,6 +68,7 @@ class FakeAdmin(admin_pb2_grpc.AdminServicer):
 
     def __init__(self) -> None:
         self.drained: list[tuple[str, float]] = []
+        self.num_asked = 0
 
     async def ListWorkers(self, request: Any, context: Any) -> Any:
         worker = admin_pb2.WorkerStatus(
@@ -84,8 +85,13 @@ class FakeAdmin(admin_pb2_grpc.AdminServicer):
         return admin_pb2.DrainResponse()
 
     async def GetLoad(self, request: Any, context: Any) -> Any:
+        self.num_asked += 1
         return admin_pb2.GetLoadResponse(
-            num_running_requests=3, num_waiting_requests=2, pools=[convert.pool_load_to_proto(LOAD)]
+            num_running_requests=3,
+            num_waiting_requests=2,
+            pools=[convert.pool_load_to_proto(LOAD)],
+            num_prompt_tokens=10_000 * self.num_asked,
+            num_output_tokens=1_000 * self.num_asked,
         )
 
     async def ExplainRoute(self, request: Any, context: Any) -> Any:

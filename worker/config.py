@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from baton.config import Times
+from baton.config import Times, check_port
 from engine.config import EngineConfig
 
 
@@ -28,3 +28,6 @@ class HostConfig:
     drain_grace_s: float = 30.0
     engine: EngineConfig = field(default_factory=lambda: EngineConfig(model=""))
     times: Times = field(default_factory=Times)
+
+    def __post_init__(self) -> None:
+        check_port(self.port, "port")

@@ -18,10 +18,10 @@ import threading
 import time
 from collections.abc import Callable, Coroutine
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from baton.errors import Draining
+from baton.model_name import name_of
 from baton.rpc.server import Server, ServerOptions, address_of
 from baton.state.base import Report
 from baton.state.registration import Registration
@@ -93,6 +93,7 @@ class Host(Generic[Event, Commands]):
         self._worker_id = config.worker_id or _new_name(role.name)
         self._incarnation = _new_incarnation()
         self._told_host = told_host(config)
+        self._model_name = config.model_name or name_of(config.engine.model)
         self._load = self.load()
         self._draining = False
         self._ended: asyncio.Future[None] = self._loop.create_future()
@@ -143,7 +144,7 @@ class Host(Generic[Event, Commands]):
             incarnation=self._incarnation,
             role=self._role.name,
             address=address_of(self._told_host, self.server.port),
-            model=self.config.model_name or Path(self.config.engine.model).name,
+            model=self._model_name,
             fingerprint=Fingerprint(
                 # Workers whose blocks differ share neither prefixes nor hand-offs.
                 identity=f"{model.identity}-{layout.block_size}",

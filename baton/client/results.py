@@ -83,11 +83,14 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """The router's requests, and the momentary load of every pool of every worker."""
+    """The router's requests, and the momentary load of every pool of every worker. Tokens are counted since
+    the router started."""
 
     num_running_requests: int
     num_waiting_requests: int
     pools: tuple[PoolLoad, ...]
+    num_prompt_tokens: int = 0
+    num_output_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +122,8 @@ def load_from_proto(message: admin_pb2.GetLoadResponse) -> Load:
         num_running_requests=message.num_running_requests,
         num_waiting_requests=message.num_waiting_requests,
         pools=tuple(map(convert.pool_load_from_proto, message.pools)),
+        num_prompt_tokens=message.num_prompt_tokens,
+        num_output_tokens=message.num_output_tokens,
     )
 
 

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from baton.v1 import common_pb2 as baton_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x62\x61ton/v1/admin.proto\x12\x08\x62\x61ton.v1\x1a\x15\x62\x61ton/v1/common.proto\"\x14\n\x12ListWorkersRequest\"\xa3\x01\n\x0cWorkerStatus\x12\"\n\x04info\x18\x01 \x01(\x0b\x32\x14.baton.v1.WorkerInfo\x12!\n\x05loads\x18\x02 \x03(\x0b\x32\x12.baton.v1.PoolLoad\x12\x10\n\x08\x64raining\x18\x03 \x01(\x08\x12\x19\n\x11lease_remaining_s\x18\x04 \x01(\x01\x12\x11\n\tconnected\x18\x05 \x01(\x08\x12\x0c\n\x04hung\x18\x06 \x01(\x08\">\n\x13ListWorkersResponse\x12\'\n\x07workers\x18\x01 \x03(\x0b\x32\x16.baton.v1.WorkerStatus\"2\n\x0c\x44rainRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0f\n\x07grace_s\x18\x02 \x01(\x01\"\x0f\n\rDrainResponse\"\x10\n\x0eGetLoadRequest\"p\n\x0fGetLoadResponse\x12\x1c\n\x14num_running_requests\x18\x01 \x01(\r\x12\x1c\n\x14num_waiting_requests\x18\x02 \x01(\r\x12!\n\x05pools\x18\x03 \x03(\x0b\x32\x12.baton.v1.PoolLoad\"$\n\x13ListRequestsRequest\x12\r\n\x05limit\x18\x01 \x01(\r\"x\n\rRequestStatus\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x1e\n\x05usage\x18\x03 \x01(\x0b\x32\x0f.baton.v1.Usage\x12$\n\x08timeline\x18\x04 \x01(\x0b\x32\x12.baton.v1.Timeline\"A\n\x14ListRequestsResponse\x12)\n\x08requests\x18\x01 \x03(\x0b\x32\x17.baton.v1.RequestStatus\"w\n\x13\x45xplainRouteRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12\'\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x12.baton.v1.TokenIdsH\x00\x12\x0e\n\x06tenant\x18\x04 \x01(\tB\x08\n\x06prompt\"S\n\x08RouteWay\x12\x0e\n\x06wait_s\x18\x01 \x01(\x01\x12\x11\n\tcompute_s\x18\x02 \x01(\x01\x12\x12\n\ntransfer_s\x18\x03 \x01(\x01\x12\x10\n\x08others_s\x18\x04 \x01(\x01\"\xe5\x01\n\x0bRouteOption\x12\x1e\n\x06\x64\x65\x63ode\x18\x01 \x01(\x0b\x32\x0e.baton.v1.Pool\x12\x1f\n\x07prefill\x18\x02 \x01(\x0b\x32\x0e.baton.v1.Pool\x12\x1a\n\x12num_missing_tokens\x18\x03 \x01(\r\x12!\n\x05local\x18\x04 \x01(\x0b\x32\x12.baton.v1.RouteWay\x12\"\n\x06remote\x18\x05 \x01(\x0b\x32\x12.baton.v1.RouteWay\x12\r\n\x05lends\x18\x06 \x01(\x08\x12\x13\n\x0bnum_streams\x18\x07 \x01(\r\x12\x0e\n\x06step_s\x18\x08 \x01(\x01\"\xad\x01\n\x14\x45xplainRouteResponse\x12\x19\n\x11num_prompt_tokens\x18\x01 \x01(\r\x12%\n\x06\x63hosen\x18\x02 \x01(\x0b\x32\x15.baton.v1.RouteOption\x12(\n\tby_decode\x18\x03 \x03(\x0b\x32\x15.baton.v1.RouteOption\x12)\n\nby_prefill\x18\x04 \x03(\x0b\x32\x15.baton.v1.RouteOption2\xeb\x02\n\x05\x41\x64min\x12J\n\x0bListWorkers\x12\x1c.baton.v1.ListWorkersRequest\x1a\x1d.baton.v1.ListWorkersResponse\x12\x38\n\x05\x44rain\x12\x16.baton.v1.DrainRequest\x1a\x17.baton.v1.DrainResponse\x12>\n\x07GetLoad\x12\x18.baton.v1.GetLoadRequest\x1a\x19.baton.v1.GetLoadResponse\x12M\n\x0cListRequests\x12\x1d.baton.v1.ListRequestsRequest\x1a\x1e.baton.v1.ListRequestsResponse\x12M\n\x0c\x45xplainRoute\x12\x1d.baton.v1.ExplainRouteRequest\x1a\x1e.baton.v1.ExplainRouteResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x62\x61ton/v1/admin.proto\x12\x08\x62\x61ton.v1\x1a\x15\x62\x61ton/v1/common.proto\"\x14\n\x12ListWorkersRequest\"\xa3\x01\n\x0cWorkerStatus\x12\"\n\x04info\x18\x01 \x01(\x0b\x32\x14.baton.v1.WorkerInfo\x12!\n\x05loads\x18\x02 \x03(\x0b\x32\x12.baton.v1.PoolLoad\x12\x10\n\x08\x64raining\x18\x03 \x01(\x08\x12\x19\n\x11lease_remaining_s\x18\x04 \x01(\x01\x12\x11\n\tconnected\x18\x05 \x01(\x08\x12\x0c\n\x04hung\x18\x06 \x01(\x08\">\n\x13ListWorkersResponse\x12\'\n\x07workers\x18\x01 \x03(\x0b\x32\x16.baton.v1.WorkerStatus\"2\n\x0c\x44rainRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0f\n\x07grace_s\x18\x02 \x01(\x01\"\x0f\n\rDrainResponse\"\x10\n\x0eGetLoadRequest\"\xa6\x01\n\x0fGetLoadResponse\x12\x1c\n\x14num_running_requests\x18\x01 \x01(\r\x12\x1c\n\x14num_waiting_requests\x18\x02 \x01(\r\x12!\n\x05pools\x18\x03 \x03(\x0b\x32\x12.baton.v1.PoolLoad\x12\x19\n\x11num_prompt_tokens\x18\x04 \x01(\x04\x12\x19\n\x11num_output_tokens\x18\x05 \x01(\x04\"$\n\x13ListRequestsRequest\x12\r\n\x05limit\x18\x01 \x01(\r\"x\n\rRequestStatus\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x1e\n\x05usage\x18\x03 \x01(\x0b\x32\x0f.baton.v1.Usage\x12$\n\x08timeline\x18\x04 \x01(\x0b\x32\x12.baton.v1.Timeline\"A\n\x14ListRequestsResponse\x12)\n\x08requests\x18\x01 \x03(\x0b\x32\x17.baton.v1.RequestStatus\"w\n\x13\x45xplainRouteRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12\'\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x12.baton.v1.TokenIdsH\x00\x12\x0e\n\x06tenant\x18\x04 \x01(\tB\x08\n\x06prompt\"S\n\x08RouteWay\x12\x0e\n\x06wait_s\x18\x01 \x01(\x01\x12\x11\n\tcompute_s\x18\x02 \x01(\x01\x12\x12\n\ntransfer_s\x18\x03 \x01(\x01\x12\x10\n\x08others_s\x18\x04 \x01(\x01\"\xe5\x01\n\x0bRouteOption\x12\x1e\n\x06\x64\x65\x63ode\x18\x01 \x01(\x0b\x32\x0e.baton.v1.Pool\x12\x1f\n\x07prefill\x18\x02 \x01(\x0b\x32\x0e.baton.v1.Pool\x12\x1a\n\x12num_missing_tokens\x18\x03 \x01(\r\x12!\n\x05local\x18\x04 \x01(\x0b\x32\x12.baton.v1.RouteWay\x12\"\n\x06remote\x18\x05 \x01(\x0b\x32\x12.baton.v1.RouteWay\x12\r\n\x05lends\x18\x06 \x01(\x08\x12\x13\n\x0bnum_streams\x18\x07 \x01(\r\x12\x0e\n\x06step_s\x18\x08 \x01(\x01\"\xad\x01\n\x14\x45xplainRouteResponse\x12\x19\n\x11num_prompt_tokens\x18\x01 \x01(\r\x12%\n\x06\x63hosen\x18\x02 \x01(\x0b\x32\x15.baton.v1.RouteOption\x12(\n\tby_decode\x18\x03 \x03(\x0b\x32\x15.baton.v1.RouteOption\x12)\n\nby_prefill\x18\x04 \x03(\x0b\x32\x15.baton.v1.RouteOption2\xeb\x02\n\x05\x41\x64min\x12J\n\x0bListWorkers\x12\x1c.baton.v1.ListWorkersRequest\x1a\x1d.baton.v1.ListWorkersResponse\x12\x38\n\x05\x44rain\x12\x16.baton.v1.DrainRequest\x1a\x17.baton.v1.DrainResponse\x12>\n\x07GetLoad\x12\x18.baton.v1.GetLoadRequest\x1a\x19.baton.v1.GetLoadResponse\x12M\n\x0cListRequests\x12\x1d.baton.v1.ListRequestsRequest\x1a\x1e.baton.v1.ListRequestsResponse\x12M\n\x0c\x45xplainRoute\x12\x1d.baton.v1.ExplainRouteRequest\x1a\x1e.baton.v1.ExplainRouteResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,22 +44,22 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DRAINRESPONSE']._serialized_end=376
   _globals['_GETLOADREQUEST']._serialized_start=378
   _globals['_GETLOADREQUEST']._serialized_end=394
-  _globals['_GETLOADRESPONSE']._serialized_start=396
-  _globals['_GETLOADRESPONSE']._serialized_end=508
-  _globals['_LISTREQUESTSREQUEST']._serialized_start=510
-  _globals['_LISTREQUESTSREQUEST']._serialized_end=546
-  _globals['_REQUESTSTATUS']._serialized_start=548
-  _globals['_REQUESTSTATUS']._serialized_end=668
-  _globals['_LISTREQUESTSRESPONSE']._serialized_start=670
-  _globals['_LISTREQUESTSRESPONSE']._serialized_end=735
-  _globals['_EXPLAINROUTEREQUEST']._serialized_start=737
-  _globals['_EXPLAINROUTEREQUEST']._serialized_end=856
-  _globals['_ROUTEWAY']._serialized_start=858
-  _globals['_ROUTEWAY']._serialized_end=941
-  _globals['_ROUTEOPTION']._serialized_start=944
-  _globals['_ROUTEOPTION']._serialized_end=1173
-  _globals['_EXPLAINROUTERESPONSE']._serialized_start=1176
-  _globals['_EXPLAINROUTERESPONSE']._serialized_end=1349
-  _globals['_ADMIN']._serialized_start=1352
-  _globals['_ADMIN']._serialized_end=1715
+  _globals['_GETLOADRESPONSE']._serialized_start=397
+  _globals['_GETLOADRESPONSE']._serialized_end=563
+  _globals['_LISTREQUESTSREQUEST']._serialized_start=565
+  _globals['_LISTREQUESTSREQUEST']._serialized_end=601
+  _globals['_REQUESTSTATUS']._serialized_start=603
+  _globals['_REQUESTSTATUS']._serialized_end=723
+  _globals['_LISTREQUESTSRESPONSE']._serialized_start=725
+  _globals['_LISTREQUESTSRESPONSE']._serialized_end=790
+  _globals['_EXPLAINROUTEREQUEST']._serialized_start=792
+  _globals['_EXPLAINROUTEREQUEST']._serialized_end=911
+  _globals['_ROUTEWAY']._serialized_start=913
+  _globals['_ROUTEWAY']._serialized_end=996
+  _globals['_ROUTEOPTION']._serialized_start=999
+  _globals['_ROUTEOPTION']._serialized_end=1228
+  _globals['_EXPLAINROUTERESPONSE']._serialized_start=1231
+  _globals['_EXPLAINROUTERESPONSE']._serialized_end=1404
+  _globals['_ADMIN']._serialized_start=1407
+  _globals['_ADMIN']._serialized_end=1770
 # @@protoc_insertion_point(module_scope)

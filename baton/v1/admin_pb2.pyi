@@ -152,8 +152,13 @@ class GetLoadResponse(_message.Message):
     NUM_RUNNING_REQUESTS_FIELD_NUMBER: _builtins.int
     NUM_WAITING_REQUESTS_FIELD_NUMBER: _builtins.int
     POOLS_FIELD_NUMBER: _builtins.int
+    NUM_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    NUM_OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
     num_running_requests: _builtins.int
     num_waiting_requests: _builtins.int
+    num_prompt_tokens: _builtins.int
+    """Since this router started, also of requests that still run."""
+    num_output_tokens: _builtins.int
     @_builtins.property
     def pools(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.PoolLoad]: ...
     def __init__(
@@ -162,10 +167,12 @@ class GetLoadResponse(_message.Message):
         num_running_requests: _builtins.int = ...,
         num_waiting_requests: _builtins.int = ...,
         pools: _abc.Iterable[_common_pb2.PoolLoad] | None = ...,
+        num_prompt_tokens: _builtins.int = ...,
+        num_output_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_running_requests", b"num_running_requests", "num_waiting_requests", b"num_waiting_requests", "pools", b"pools"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_output_tokens", b"num_output_tokens", "num_prompt_tokens", b"num_prompt_tokens", "num_running_requests", b"num_running_requests", "num_waiting_requests", b"num_waiting_requests", "pools", b"pools"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

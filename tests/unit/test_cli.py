@@ -125,6 +125,17 @@ def test_wrong_usage(arguments: list[str]) -> None:
     assert "Usage:" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("wrong", "right"), [(["generat"], "generate"), (["bench", "serv"], "serve")]
+)
+def test_a_misspelt_command_is_answered_with_the_one_that_was_meant(
+    wrong: list[str], right: str
+) -> None:
+    result = CliRunner().invoke(main, wrong)
+    assert result.exit_code == 2
+    assert f"Did you mean '{right}'?" in result.stderr
+
+
 @click.command()
 def needs_torch() -> None:
     import torch  # noqa: F401
@@ -181,6 +192,9 @@ class Terminal:
     def type(self, line: str) -> None:
         os.write(self._fd, f"{line}\n".encode())
 
+    def press(self, keys: bytes) -> None:
+        os.write(self._fd, keys)
+
     def __enter__(self) -> Self:
         return self
 
@@ -203,6 +217,13 @@ def test_ctrl_c_stops_an_answer_but_not_the_conversation() -> None:
             terminal.wait_for(b"> ")
             terminal.type("/quit")
             assert terminal.process.wait(10) == 0
+
+
+def test_q_ends_the_full_screen() -> None:
+    with FakeCluster() as cluster, Terminal(cluster, "top") as terminal:
+        terminal.wait_for(b"output tokens/s")  # from the second look on
+        terminal.press(b"xq")
+        assert terminal.process.wait(10) == 0
 
 
 def test_ctrl_c_ends_the_full_screen() -> None:

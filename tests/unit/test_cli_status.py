@@ -58,8 +58,23 @@ def test_two_sets_of_weights_under_one_name_are_told() -> None:
 
 def test_requests_with_where_their_time_went(cluster: FakeCluster) -> None:
     result = run(cluster, "status", "--requests")
-    row = next(line for line in result.stdout.splitlines() if "request-1" in line)
+    lines = result.stdout.splitlines()
+    index, row = next((i, line) for i, line in enumerate(lines) if "request-1" in line)
+    assert lines[index + 1].split() == ["prefill-0", "decode-0"], "each below its leg's time"
     assert " ".join(row.split()) == "request-1 length 12 4 30 250 ms 250 ms 1.50 s 2.00 s"
+
+
+def test_rates_are_those_between_two_looks() -> None:
+    before = Snapshot((), 0, 0, None, 10.0, num_prompt_tokens=500, num_output_tokens=100)
+    now = replace(before, taken_s=12.0, num_prompt_tokens=2500, num_output_tokens=160)
+    since = now.since(before)
+    assert (since.prompt_tokens_per_s, since.output_tokens_per_s) == (1000, 30)
+    console = Console(width=80)
+    with console.capture() as capture:
+        console.print(render(since))
+    assert "30 output tokens/s · 1,000 prompt tokens/s" in capture.get()
+    restarted = replace(now, num_output_tokens=0).since(before)
+    assert restarted.output_tokens_per_s is None
 
 
 def test_json(cluster: FakeCluster) -> None:
