@@ -135,7 +135,7 @@ def _wait_for(address: str, num_workers: int) -> None:
             try:
                 if sum(worker.connected for worker in client.workers()) == num_workers:
                     return
-            except BatonError:
+            except Unavailable:
                 pass  # it is not up yet
             time.sleep(0.1)
     raise Unavailable(f"the router did not find its workers within {_START_S:g} s")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Self
 
 from baton import Client
-from baton.errors import BatonError, Unavailable
+from baton.errors import DeadlineExceeded, Unavailable
 from cluster.process import Flags, Place, Process, arguments, free_port
 
 _POLL_S = 0.05
@@ -139,7 +139,7 @@ class LocalCluster:
                 raise Unavailable(f"{process.name} ended with {code}\n{process.log_tail()}")
         try:
             return sum(member.connected for member in client.workers())
-        except BatonError:
+        except (Unavailable, DeadlineExceeded):
             return 0  # the router is not up yet
 
     def _router_arguments(self, grpc_port: int, http_port: int) -> list[str]:

@@ -17,6 +17,8 @@ from baton.client.results import Delta
 from baton.types import Timeline
 from tests.cluster.watching import eventually
 
+RECOVERY_S = 30.0  # that a death may hold a stream up at most: a multiple of what it does
+
 
 @dataclass
 class Ask:
@@ -112,10 +114,13 @@ async def make_asks(client: AsyncClient, num_asks: int, num_new: int) -> list[As
     return asks
 
 
-def show_recovery(what: str, waits_s: Sequence[float], back_s: Sequence[float] = ()) -> None:
-    """Prints how long clients waited after the deaths of `what`, and when it was back."""
+def check_recovery(what: str, waits_s: Sequence[float], back_s: Sequence[float] = ()) -> None:
+    """Clients waited after the deaths of `what`, but within the bound. Prints for how long, and when it was
+    back."""
     line = f"{len(waits_s)} deaths of a {what}: the next token came after"
     line += f" {statistics.median(waits_s):.2f} s (median), {max(waits_s):.2f} s (worst)"
     if back_s:
         line += f"; back after {statistics.median(back_s):.2f} s (median)"
     print(line)
+    assert min(waits_s) > 0, "a death that met nobody shows nothing"
+    assert max(waits_s) < RECOVERY_S

@@ -16,7 +16,7 @@ from cluster.local import LocalCluster
 from cluster.ray_cluster import RayCluster
 from cluster.reconcile import Limits
 from cluster.spec import Settings, read
-from tests.cluster.load import Ask, Load, make_asks, show_recovery
+from tests.cluster.load import Ask, Load, check_recovery, make_asks
 from tests.cluster.watching import eventually, settled
 
 WORKERS = {"deterministic": True, "num_blocks": 80}
@@ -79,7 +79,7 @@ async def test_workers_die(asks: list[Ask], checkpoint: Path, num_deaths: int) -
                 back_s.append(time.monotonic() - started_s)
         await settled(cluster.address)
     for role, at_s in deaths_s.items():
-        show_recovery(f"{role} worker", load.recovery_s(at_s), back_s)
+        check_recovery(f"{role} worker", load.recovery_s(at_s), back_s)
     timelines = [followed.timeline for followed in load.followed if followed.timeline]
     assert len(timelines) == len(load.followed)
     assert any(timeline.num_attempts > 1 for timeline in timelines)
@@ -103,5 +103,5 @@ async def test_routers_die(asks: list[Ask], checkpoint: Path, num_deaths: int) -
                 back_s.append(time.monotonic() - deaths_s[-1])
         for address in cluster.addresses:
             await settled(address)
-    show_recovery("router", load.recovery_s(deaths_s), back_s)
+    check_recovery("router", load.recovery_s(deaths_s), back_s)
     assert sum(followed.num_continuations for followed in load.followed) >= num_deaths / 2

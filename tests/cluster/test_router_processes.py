@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from baton import AsyncClient
-from baton.errors import BatonError, Overloaded, Unavailable
+from baton.errors import Overloaded, Unavailable
 from cluster.local import LocalCluster
 from cluster.process import Place, arguments, free_port
 from tests.cluster.watching import WITHIN_S, eventually
@@ -62,7 +62,7 @@ async def num_connected(address: str) -> int:
     try:
         async with AsyncClient(address) as client:
             return sum(worker.connected for worker in await client.workers())
-    except BatonError:
+    except Unavailable:
         return 0
 
 

@@ -17,7 +17,7 @@ from typing import TypeVar
 from baton import AsyncClient
 from baton.client.results import Load
 from baton.convert import pool_load_from_proto
-from baton.errors import BatonError
+from baton.errors import Unavailable
 from baton.rpc.channel import channel
 from baton.types import PoolLoad
 from baton.v1 import worker_pb2, worker_pb2_grpc
@@ -67,7 +67,7 @@ async def num_registered(client: AsyncClient) -> int:
     try:
         async with asyncio.timeout(1.0):
             return len(await client.workers())
-    except (BatonError, TimeoutError):
+    except (Unavailable, TimeoutError):
         return 0
 
 
