@@ -12,8 +12,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from baton.types import PoolId, PrefillChoice
+from decode_worker.decode_side import DecodeSide
 from decode_worker.messages import Abandon, AskPrefill, Order
-from decode_worker.prefill_link import DecodeSide, PrefillLink
+from decode_worker.prefill_link import PrefillLink
 
 _Name = tuple[PoolId, int]  # of one incarnation of a prefill pool
 

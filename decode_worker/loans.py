@@ -58,8 +58,11 @@ class Loans:
         self._closing: set[asyncio.Future[None]] = set()
 
     def welcome(self, offer: bytes) -> None:
-        """A stream is up; `offer` is empty where the prefill worker borrows nothing."""
+        """A stream is up: so is soon the way to lend by. `offer` is empty where the prefill worker borrows
+        nothing."""
         self._offer = offer
+        if offer:
+            self._connect()
 
     def open(self, ask: AskPrefill) -> None:
         """From now on what `ask` lends may be wanted."""
@@ -70,14 +73,18 @@ class Loans:
         """By what loans travel; empty where they cannot."""
         if not self._offer:
             return ""
-        if self._connected is None:
-            self._lender = self._make(self._offer)
-            self._connected = asyncio.wrap_future(self._lender.connect())
+        connected = self._connected or self._connect()
         try:
-            return await asyncio.shield(self._connected)
+            return await asyncio.shield(connected)
         except BatonError as error:
             log.warning("nothing can be lent: %s", error)
             return ""
+
+    def _connect(self) -> asyncio.Future[str]:
+        self._lender = self._make(self._offer)
+        self._connected = asyncio.wrap_future(self._lender.connect())
+        self._connected.add_done_callback(_retrieve)
+        return self._connected
 
     def wanted(self, message: prefill_pb2.PrefixWanted) -> None:
         loan = self._loans.get(message.attempt)
@@ -141,3 +148,9 @@ class Loans:
     def _over(self, loan: _Loan) -> None:
         del self._loans[loan.ask.transfer]
         self._post(LendOver(loan.ask.transfer))
+
+
+def _retrieve(connected: asyncio.Future[str]) -> None:
+    """Whoever lends hears how it failed; nobody may."""
+    if not connected.cancelled():
+        connected.exception()

@@ -15,15 +15,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
-from itertools import count
 
 import grpc
 
 from baton import convert
-from baton.config import Times
 from baton.errors import BatonError, IncompatiblePeer, Internal, PeerLost
 from baton.rpc.channel import channel
 from baton.rpc.outgoing import Outgoing
@@ -31,16 +28,14 @@ from baton.rpc.status import from_rpc_error
 from baton.types import PrefillChoice
 from baton.v1 import prefill_pb2, prefill_pb2_grpc
 from decode_worker import prefill_words
+from decode_worker.decode_side import DecodeSide
 from decode_worker.lender import Lender
 from decode_worker.loans import Loans
-from decode_worker.messages import AskPrefill, Event, Fenced, HandOffDone, HandOffFailed
+from decode_worker.messages import AskPrefill, Fenced, HandOffDone, HandOffFailed
+from decode_worker.prefill_process import PrefillProcess
 from decode_worker.transfer import Transfer
 from kv_transfer.base import Receiver
-from kv_transfer.choose import Receivers, Senders
-from kv_transfer.introduction import unpack_process
-from kv_transfer.peer_process import PeerProcess
 from kv_transfer.transfer import incoming
-from worker.verifier import Verifier
 
 log = logging.getLogger(__name__)
 
@@ -48,21 +43,6 @@ _TICK_S = 0.05
 _AGAIN_S = 0.2
 
 Commands = Outgoing[prefill_pb2.PrefillCommand]
-
-
-@dataclass(frozen=True, slots=True)
-class DecodeSide:
-    """What a decode worker brings to all its hand-offs. `hello` makes the first message of the stream of
-    that number; `post` hands an event to the role; `fail` hears what only this process's end puts right."""
-
-    receivers: Receivers
-    senders: Senders
-    verifier: Verifier
-    hello: Callable[[int], prefill_pb2.PrefillHello]
-    post: Callable[[Event], None]
-    fail: Callable[[BaseException], None]
-    times: Times
-    stream_numbers: Iterator[int] = field(default_factory=lambda: count(1))
 
 
 class PrefillLink:
@@ -92,8 +72,7 @@ class PrefillLink:
             side.fail,
         )
         self._lost = False
-        self._process: PeerProcess | None = None  # None: not of this machine, or dead
-        self._is_dead = False
+        self._process = PrefillProcess()
         self._task = asyncio.create_task(self._run(), name=f"prefill {prefill.pool}")
 
     # From the role
@@ -144,8 +123,7 @@ class PrefillLink:
             for start in self._starts:
                 start.cancel()
             self._on_end(self._prefill)
-            if self._process is not None:
-                self._process.close()
+            self._process.close()
 
     async def _serve(self) -> BatonError:
         """One stream, from its first word to its end; returns why it ended."""
@@ -185,11 +163,8 @@ class PrefillLink:
             now_s = time.monotonic()
             for transfer in list(self._transfers.values()):
                 self._do(transfer, transfer.book.tick(now_s))
-                transfer.writer_stopped |= self._has_died()
+                transfer.writer_stopped |= self._process.is_dead
                 self._lift(transfer)
-
-    def _has_died(self) -> bool:
-        return self._is_dead or (self._process is not None and self._process.is_dead)
 
     def _hear(self, kind: str | None, event: prefill_pb2.PrefillEvent) -> None:
         """A word about one hand-off; one that cannot be understood ends that hand-off."""
@@ -242,12 +217,7 @@ class PrefillLink:
     def _welcome(self, welcome: prefill_pb2.PrefillWelcome) -> None:
         if welcome.info.incarnation != self._prefill.incarnation:
             raise PeerLost("another process answers in its place")
-        if self._process is None and not self._is_dead:
-            process = unpack_process(welcome.endpoints[0])
-            try:
-                self._process = PeerProcess(process) if process is not None else None
-            except PeerLost:
-                self._is_dead = True
+        self._process.name(welcome.endpoints[0])
         self._transport = welcome.transport
         self._receiver, self._lost = self._side.receivers[welcome.transport], False
         self._loans.welcome(welcome.receivers[0] if welcome.receivers else b"")

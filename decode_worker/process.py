@@ -7,9 +7,9 @@ import asyncio
 from baton import convert
 from baton.v1 import decode_pb2_grpc, prefill_pb2
 from decode_worker.config import DecodeConfig
+from decode_worker.decode_side import DecodeSide
 from decode_worker.hand_off import HandOffs
 from decode_worker.messages import Commands, Event
-from decode_worker.prefill_link import DecodeSide
 from decode_worker.scheduler import Scheduler
 from decode_worker.service import DecodeService
 from decode_worker.state_machine import DecodeRequests

@@ -16,6 +16,7 @@ from baton.config import Times
 from baton.errors import BatonError
 from baton.types import PrefillChoice, SamplingParams
 from baton.v1 import prefill_pb2
+from decode_worker.decode_side import DecodeSide
 from decode_worker.hand_off import HandOffs
 from decode_worker.messages import (
     AskPrefill,
@@ -28,7 +29,6 @@ from decode_worker.messages import (
     Reroute,
     Start,
 )
-from decode_worker.prefill_link import DecodeSide
 from decode_worker.scheduler import Scheduler, SchedulerLimits
 from decode_worker.state_machine import DecodeRequests
 from engine.block_manager import BlockManager

@@ -15,9 +15,9 @@ from baton.errors import BatonError, IncompatiblePeer, Internal, InvalidArgument
 from baton.rpc.server import Server
 from baton.types import PoolId, PrefillChoice, Role, SamplingParams
 from baton.v1 import prefill_pb2, prefill_pb2_grpc
+from decode_worker.decode_side import DecodeSide
 from decode_worker.hand_off import HandOffs
 from decode_worker.messages import AskPrefill, Event, FirstTokens, HandOffDone, HandOffFailed
-from decode_worker.prefill_link import DecodeSide
 from kv_transfer import wire_format
 from kv_transfer.choose import Receivers, Senders
 from kv_transfer.pool import Pool
@@ -40,6 +40,7 @@ class Prefill(prefill_pb2_grpc.PrefillServicer):
         self.heard: asyncio.Queue[prefill_pb2.PrefillCommand] = asyncio.Queue()
         self.words: asyncio.Queue[prefill_pb2.PrefillEvent] = asyncio.Queue()
         self.refusal: BatonError | None = None
+        self.receivers: list[bytes] = []
         self.silent = False
 
     async def Prefill(
@@ -53,7 +54,10 @@ class Prefill(prefill_pb2_grpc.PrefillServicer):
             if not self.silent:
                 info = convert.worker_info_to_proto(make_worker("p", Role.PREFILL))
                 welcome = prefill_pb2.PrefillWelcome(
-                    info=info, transport="shm", endpoints=[ELSEWHERE]
+                    info=info,
+                    transport="shm",
+                    endpoints=[ELSEWHERE],
+                    receivers=self.receivers,
                 )
                 yield prefill_pb2.PrefillEvent(welcome=welcome)
             while True:
@@ -151,6 +155,22 @@ async def test_a_link_is_there_before_it_is_needed() -> None:
         world.prefill.say(done=prefill_pb2.PrefillDone(**NAMED))
         assert {type(await world.events.get()) for _ in range(2)} == {FirstTokens, HandOffDone}
         await world.prefill.hears("confirm")
+
+
+async def test_so_is_the_way_back_by_which_prefixes_are_lent() -> None:
+    async with linked() as world:
+        shared = SharedMemory(SMALL.size_bytes)
+        theirs = Receivers(Pool(SMALL, shared.memory), shared, "127.0.0.1", TIMEOUT_S, ("shm",))
+        world.prefill.receivers = [theirs.offer()]
+        world.hand_offs.meet(world.choice)
+        await world.prefill.hears("hello")
+        (link,) = world.hand_offs._links.values()
+        connected = await eventually(
+            lambda: asyncio.sleep(0, link._loans._connected), lambda seen: seen is not None
+        )
+        assert connected is not None
+        assert await connected == "shm"
+        theirs.close()
 
 
 async def test_a_link_that_cannot_be_opened_is_tried_again_when_it_is_needed() -> None:
