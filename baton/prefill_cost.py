@@ -9,6 +9,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+# The order in which a pool computes prompts: the least first of what is left to be computed, less this many
+# seconds for every second of waiting. At 1 it is that of arrival plus own work: nobody is passed by prompts
+# that come later than its own work takes, and among those that come at once the shorter ones go first.
+AGEING = 1.0
+
 
 @dataclass(frozen=True, slots=True)
 class PrefillCost:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench import synthetic
 from bench.data import data_file
 from bench.traces import read_trace
 from bench.workload import PlannedRequest
@@ -24,7 +25,10 @@ class Replay:
 
 
 def find_trace(trace: Path, limit: int | None) -> list[PlannedRequest]:
-    """A file as it is given, or one of that name among the published data. Raises ConfigError."""
+    """A file as it is given, one of that name among the published data, or one that is made up by its
+    name. Raises ConfigError."""
+    if synthetic.is_name(str(trace)) and not trace.exists():
+        return synthetic.named(str(trace), limit=limit)
     return read_trace(trace if trace.exists() else data_file(trace.name), limit=limit)
 
 

@@ -31,7 +31,11 @@ _POSITIVE = click.FloatRange(min=0, min_open=True)
     help="The engine: mocker, splitwise/…, silicon/…, or a file of `baton profile`.",
 )
 @click.option(
-    "--policy", type=click.Choice(["baton", "round_robin"]), default="baton", show_default=True
+    "--policy",
+    type=click.Choice(["baton", "round_robin", "overlap"]),
+    default="baton",
+    show_default=True,
+    help="Baton's, each worker in turn, or the published rule of Dynamo's KV router.",
 )
 @click.option(
     "--local-prefill",
@@ -61,12 +65,13 @@ def replay(
     """Run TRACE through a simulated cluster, with the policy and the schedulers that serve.
 
     TRACE is Mooncake's JSONL, Azure's CSV or a record of `baton router --record`, gzipped or not; a name
-    alone is looked for in BATON_DATA, too.
+    alone is looked for in BATON_DATA, too. synthetic/KIND/SEED is made up: KIND is chat, agents, documents,
+    unshared or batches.
     """
     from bench.profiles import find_profile
     from bench.replay import arrivals, find_trace
     from bench.replay import replay as run
-    from planner.simulator import ClusterShape
+    from planner.simulator import Baseline, ClusterShape
     from router.policy import PolicySettings
 
     engine = find_profile(profile)
@@ -82,7 +87,7 @@ def replay(
         num_blocks,
         block_size,
         engine,
-        settings if policy == "baton" else None,
+        settings if policy == "baton" else Baseline(policy),
         num_routers,
     )
     requests = find_trace(trace, limit)
@@ -110,8 +115,13 @@ def _show(result: Replay, *, as_json: bool) -> None:
         )
     out = console()
     out.print(table)
-    reuse, imbalance = figures["reuse_ratio"], figures["imbalance"]
+    reuse = figures["reuse_ratio"]
     rate = figures["requests"] / result.wall_s
     out.print(f"{figures['requests']:,} requests · {reuse:.1%} of the prompt tokens reused")
-    out.print(f"busiest prefill worker over the mean: {imbalance:.3f}")
+    busy, given = figures["imbalance"], figures["prefill_imbalance"]
+    decoded = figures["decode_imbalance"]
+    out.print(
+        f"most over the mean: time of a prefill worker {busy:.3f}, its requests {given:.3f}, "
+        f"those of a decode worker {decoded:.3f}"
+    )
     out.print(f"simulated in {result.wall_s:.1f} s, {rate:,.0f} requests/s", style="dim")

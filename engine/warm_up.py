@@ -13,6 +13,7 @@ from engine.model_runner import ModelRunner
 from engine.step_time import StepTimeModel
 
 _NUM_TOKENS = 128
+_FEW_TOKENS = 16  # tell what a step costs by itself; else all of it would count as the tokens'
 _NUM_PREFILLS, _NUM_DECODES = 2, 3  # the first of each teaches nothing
 _LONG_S = 1.0  # of a model that takes so long the first prefill has to do
 _HANDLE = 0  # schedulers count from 1
@@ -36,6 +37,8 @@ def warm_up(runner: ModelRunner, step_time: StepTimeModel) -> None:
         if number or elapsed_s > _LONG_S:
             step_time.observe(num_tokens, 0, elapsed_s)
             break
+    few = Slice(tokens[:_FEW_TOKENS], 0, blocks, draws=(_HANDLE,))
+    step_time.observe(len(few.token_ids), 0, runner.run(StepPlan([few])).elapsed_s)
     for number in range(_NUM_DECODES):
         elapsed_s = runner.run(StepPlan([decode])).elapsed_s
         if number:

@@ -20,7 +20,7 @@ Told = Callable[[SimulatedRequest], None]
 Changes = Callable[[PoolId, Sequence[tuple[bool, BlockId]]], None]
 
 _PARAMS = SamplingParams(max_tokens=1)
-_WARM_UP_TOKENS = 128
+_WARM_UP_TOKENS = (128, 16)  # as `engine.warm_up`
 INCARNATION = 1
 
 
@@ -92,9 +92,10 @@ class PrefillPool:
 def warm_scheduler(
     blocks: BlockManager, limits: PrefillLimits, profile: EngineProfile
 ) -> PrefillScheduler:
-    """As a worker has it when it registers: it has measured one step."""
+    """As a worker has it when it registers: it has measured two steps."""
     scheduler = PrefillScheduler(blocks, limits)
-    scheduler.step_time.observe(_WARM_UP_TOKENS, 0, profile.prefill.step_s(_WARM_UP_TOKENS))
+    for num_tokens in _WARM_UP_TOKENS:
+        scheduler.step_time.observe(num_tokens, 0, profile.prefill.step_s(num_tokens))
     return scheduler
 
 

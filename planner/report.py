@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from baton.types import PoolId
 from planner.simulator import Outcome
 
 
@@ -21,7 +23,8 @@ class Spread:
 @dataclass(frozen=True, slots=True)
 class ReplayReport:
     """`reuse_ratio`: prompt tokens that were found in a cache, of all. `imbalance`: time for which the
-    busiest prefill pool computed, over the mean. `num_local`: prompts that decode pools computed.
+    busiest prefill pool computed, over the mean. `prefill_imbalance` and `decode_imbalance`: requests of
+    the worker that got most, over the mean. `num_local`: prompts that decode pools computed.
     `num_refused`: requests refused at the door. `prediction_error_ms`: predicted less actual TTFT, from the
     routing on."""
 
@@ -31,6 +34,8 @@ class ReplayReport:
     itl_ms: Spread
     e2e_ms: Spread
     imbalance: float
+    prefill_imbalance: float
+    decode_imbalance: float
     num_local: int
     num_refused: int
     prediction_error_ms: Spread | None
@@ -46,18 +51,31 @@ def report(outcome: Outcome) -> ReplayReport:
         if r.predicted_ttft_s is not None and r.prefilled_s is not None and r.routed_s is not None
     ]
     num_tokens = sum(r.arrival.num_prompt_tokens for r in done)
-    mean_busy_s = sum(outcome.busy_s) / max(1, len(outcome.busy_s))
     return ReplayReport(
         requests=len(done),
         reuse_ratio=sum(r.num_cached_tokens for r in done) / max(1, num_tokens),
         ttft_ms=spread((value, 1) for value in ttft),
         itl_ms=spread(outcome.gaps),
         e2e_ms=spread((value, 1) for value in e2e),
-        imbalance=max(outcome.busy_s, default=0.0) / mean_busy_s if mean_busy_s else 1.0,
+        imbalance=_over_mean(outcome.busy_s.values()),
+        prefill_imbalance=_over_mean(_counts((r.prefill for r in done), outcome.busy_s)),
+        decode_imbalance=_over_mean(_counts((r.decode for r in done), outcome.decode)),
         num_local=sum(not r.prefill for r in done),
         num_refused=sum(r.refused for r in outcome.requests),
         prediction_error_ms=spread((value, 1) for value in errors) if errors else None,
     )
+
+
+def _counts(workers: Iterable[str], pools: Iterable[PoolId]) -> Iterable[int]:
+    """How often each of `pools` is among `workers`."""
+    counts = Counter(workers)
+    return [counts[pool.worker_id] for pool in pools]
+
+
+def _over_mean(values: Iterable[float]) -> float:
+    values = list(values)
+    total = sum(values)
+    return max(values) * len(values) / total if total else 1.0
 
 
 def spread(weighted_s: Iterable[tuple[float, int]]) -> Spread:

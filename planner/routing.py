@@ -103,9 +103,7 @@ class BatonRouting:
         self._settle(now_s)
 
     def note_changes(self, pool: PoolId, changes: Sequence[tuple[bool, BlockId]]) -> None:
-        index = self._chooser.index
-        for is_stored, run in groupby(changes, key=lambda change: change[0]):
-            (index.store if is_stored else index.remove)(pool, [each for _, each in run])
+        forward_changes(self._chooser.index, pool, changes)
 
     def note_load(self, load: PoolLoad, now_s: float) -> None:
         self.pools.report(load)
@@ -143,6 +141,14 @@ class BatonRouting:
         request.routed_s, request.predicted_ttft_s = now_s, choice.way.ttft_s
         self._in_flight[request.index] = ticket, self._chooser.commit(choice, prompt, now_s)
         self._start(request, choice.prefill.id if choice.prefill else None, choice.decode.id)
+
+
+def forward_changes(
+    index: BlockIndex, pool: PoolId, changes: Sequence[tuple[bool, BlockId]]
+) -> None:
+    """What `pool` has published (True) and forgotten, in order."""
+    for is_stored, run in groupby(changes, key=lambda change: change[0]):
+        (index.store if is_stored else index.remove)(pool, [each for _, each in run])
 
 
 def _takes(pool: Pool) -> bool:

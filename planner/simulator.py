@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from functools import partial
 
 from baton.types import BlockId, Fingerprint, PoolId, Role, WorkerInfo
@@ -19,6 +20,7 @@ from engine.block_manager import BlockManager
 from planner.arrival import Arrival
 from planner.decode_pool import DecodePool, Heard
 from planner.events import Events
+from planner.overlap_routing import OverlapRouting
 from planner.prefill_pool import INCARNATION, PrefillPool
 from planner.profile import EngineProfile
 from planner.requests import SimulatedRequest
@@ -33,27 +35,36 @@ _NO_LIMIT_S = 1e6
 _LOCAL_STEP_S = 0.05  # of a prompt's chunk beside decoding requests
 
 
+class Baseline(StrEnum):
+    """Routers to compare with: each worker in turn, and the published rule of Dynamo's KV router. Their
+    prefill workers serve first come, first served, in full steps, as those of the yardstick do."""
+
+    ROUND_ROBIN = "round_robin"
+    OVERLAP = "overlap"
+
+
 @dataclass(frozen=True, slots=True)
 class ClusterShape:
-    """`num_blocks` of each worker. Without a policy requests go to workers in turn, which then serve first
-    come, first served, in full steps, as those of the yardstick do. Requests go to routers in turn."""
+    """`num_blocks` of each worker. Requests go to routers in turn."""
 
     num_prefill: int
     num_decode: int
     num_blocks: int
     block_size: int
     profile: EngineProfile
-    policy: PolicySettings | None = None  # None is round robin
+    policy: PolicySettings | Baseline = Baseline.ROUND_ROBIN
     num_routers: int = 1
 
 
 @dataclass(slots=True)
 class Outcome:
-    """`gaps`: inter-token latencies as (seconds, how many of them). `busy_s`: of each prefill pool."""
+    """`gaps`: inter-token latencies as (seconds, how many of them). `busy_s`: for which each prefill pool
+    computed. `decode`: the decode pools."""
 
     requests: list[SimulatedRequest] = field(default_factory=list)
     gaps: list[tuple[float, int]] = field(default_factory=list)
-    busy_s: list[float] = field(default_factory=list)
+    busy_s: dict[PoolId, float] = field(default_factory=dict)
+    decode: list[PoolId] = field(default_factory=list)
 
 
 def simulate(shape: ClusterShape, arrivals: Sequence[Arrival]) -> Outcome:
@@ -82,7 +93,8 @@ class _Cluster:
             self._outcome.requests.append(request)
             self._events.at(arrival.at_s, partial(self._arrive, request))
         self._events.run()
-        self._outcome.busy_s = [pool.busy_s for pool in self._prefill.values()]
+        self._outcome.busy_s = {pool.id: pool.busy_s for pool in self._prefill.values()}
+        self._outcome.decode = list(self._decode)
         return self._outcome
 
     # A request's way
@@ -166,8 +178,8 @@ class _Cluster:
 
     def _make_routers(self, prefill: list[PoolId], decode: list[PoolId]) -> list[Routing]:
         shape = self._shape
-        if shape.policy is None:
-            return [RoundRobin(prefill, decode, self._start) for _ in range(shape.num_routers)]
+        if isinstance(shape.policy, Baseline):
+            return [self._baseline(shape.policy, prefill, decode) for _ in range(shape.num_routers)]
         workers = [self._worker(pool_id, Role.PREFILL) for pool_id in prefill]
         workers += [self._worker(pool_id, Role.DECODE) for pool_id in decode]
         kv_bytes = shape.profile.kv_bytes_per_token
@@ -178,6 +190,11 @@ class _Cluster:
         for number, router in enumerate(routers):
             router.pools.note_replicas(number, len(routers))
         return [*routers]
+
+    def _baseline(self, policy: Baseline, prefill: list[PoolId], decode: list[PoolId]) -> Routing:
+        if policy is Baseline.ROUND_ROBIN:
+            return RoundRobin(prefill, decode, self._start)
+        return OverlapRouting(prefill, decode, self._shape.block_size, self._start)
 
     def _prefill_pool(self, pool_id: PoolId) -> PrefillPool:
         return PrefillPool(
@@ -209,12 +226,11 @@ class _Cluster:
     def _prefill_limits(self) -> PrefillLimits:
         cost = self._shape.profile.prefill
         most = cost.step_tokens
-        if self._shape.policy is None:
+        if isinstance(self._shape.policy, Baseline):
             return PrefillLimits(_NO_LIMIT_S, most, most, in_order=True)
         return PrefillLimits(
             min_chunk_tokens=min(_MIN_CHUNK_TOKENS, most),
             max_chunk_tokens=cost.cheapest_step(most),
-            ageing_tokens_per_s=0.1 * most / cost.step_s(most),
         )
 
     def _local_limits(self) -> PrefillLimits:

@@ -6,7 +6,7 @@
 
 A step computes chunks up to a budget that keeps it within `max_step_s`. Memory for a whole prompt is taken
 at admission and kept. A computed prompt is held, its blocks still referenced, until its reader has
-confirmed them. Every step is for the prompt with the fewest tokens still to be computed, less what it has
+confirmed them. Every step is for the prompt with the least left to be computed, less what it has
 gained by waiting: short prompts pass long ones, also those that have begun, but not for ever. Others are
 packed into the same step where that saves those who wait more than it costs those already in it.
 """
@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from baton.errors import BatonError
+from baton.prefill_cost import AGEING, PrefillCost
 from baton.types import PositionLogprobs
 from engine import sample_blocks
 from engine.batch import Drawn, NewSample, Slice, StepOutput, StepPlan
@@ -28,13 +29,13 @@ from engine.step_time import StepTimeModel
 
 @dataclass(frozen=True, slots=True)
 class PrefillLimits:
-    """`ageing_tokens_per_s`: how many tokens of head start a second of waiting is worth. `in_order`: first
-    come, first served, and steps packed full, as engines without these rules do."""
+    """`ageing`: see `baton.prefill_cost.AGEING`. `in_order`: first come, first served, and steps packed
+    full, as engines without these rules do."""
 
     max_step_s: float = 0.25
     min_chunk_tokens: int = 64
     max_chunk_tokens: int = 512
-    ageing_tokens_per_s: float = 500.0
+    ageing: float = AGEING
     in_order: bool = False
 
 
@@ -183,7 +184,8 @@ class PrefillScheduler:
     def _slices(self, budget: int, now_s: float) -> Iterator[Slice]:
         self._admit_borrowers(now_s)
         queue = (*self._computing, *self._waiting)
-        ordered = sorted(queue, key=lambda each: self._urgency(each, now_s))
+        cost = self.step_time.prefill_cost
+        ordered = sorted(queue, key=lambda each: self._urgency(each, cost, now_s))
         num_tokens, num_packed, has_memory = 0, 0, True
         for index, sample in enumerate(ordered):
             if not has_turn(sample, self._planned):
@@ -248,11 +250,14 @@ class PrefillScheduler:
             sample.token_ids[start:end], start, tuple(sample.block_table), draws, targets, top
         )
 
-    def _urgency(self, sample: Sample, now_s: float) -> tuple[float, float, int]:
+    def _urgency(
+        self, sample: Sample, cost: PrefillCost | None, now_s: float
+    ) -> tuple[float, float, int]:
         if self.limits.in_order:
             return (-sample.priority, sample.arrival_s, sample.handle)
-        head_start = (now_s - sample.arrival_s) * self.limits.ageing_tokens_per_s
-        return (-sample.priority, self._num_new(sample) - head_start, sample.handle)
+        left_s = cost.prompt_s(self._num_new(sample)) if cost else 0.0
+        waited_s = now_s - sample.arrival_s
+        return (-sample.priority, left_s - self.limits.ageing * waited_s, sample.handle)
 
     def _num_new(self, sample: Sample) -> int:
         """Tokens of `sample` still to be computed; what is cached by now needs not be."""

@@ -3,10 +3,10 @@
     enter ── quota, deadline ── queue ── settle ── in flight ── computed ── finish
              refused at once      └── shed: the lowest class first
 
-What counts is work: the seconds that a worker will take for a request's prompt, by the rates that workers
+What counts is work: the seconds that a worker will take for a request's prompt, by the cost that workers
 have measured. No worker gets more than `max_outstanding_s` ahead of what it computes, so the order is
 decided here, where all requests are known. What waits is bounded by the time it will take.
-Until a rate is measured, work counts for nothing and only the numbers bound. Numbers are of samples: a
+Until that is measured, work counts for nothing and only the numbers bound. Numbers are of samples: a
 request of 128 samples is as many streams as 128 requests of one.
 
 Several routers share the limits. Each counts what the others say they have, which is a moment old; and each
@@ -150,8 +150,8 @@ class Admission:
 
     def work_s(self, num_tokens: int) -> float:
         """What computing so many tokens of a prompt takes of a worker."""
-        rate = self.capacity.prefill_tokens_per_s
-        return num_tokens / rate if rate else 0.0
+        cost = self.capacity.cost
+        return cost.prompt_s(num_tokens) if cost else 0.0
 
     def enter(self, ask: Ask, now_s: float) -> Ticket:
         """A place in the queue; `settle` decides on it. Raises Overloaded where the first token would

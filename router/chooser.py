@@ -4,6 +4,7 @@ same calls in the same order choose the same pairs, in a router, in the simulato
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from router.index import BlockIndex, Matches
 from router.policy import Choice, Demand, PolicySettings, choose
 from router.pools import Pool, Pools
 from router.shortlist import shortlist
+from router.workload import Workload
 
 Takes = Callable[[Pool], bool]  # whether a pool can take a request now
 
@@ -43,6 +45,7 @@ class Chooser:
         self.pools = pools
         self.index = index
         self.settings = settings
+        self._workload_of = defaultdict[Weights, Workload](Workload)
         self._matched: tuple[Sequence[BlockId], int, Matches] | None = None
 
     def hits(self, prompt: PromptBlocks) -> Matches:
@@ -79,6 +82,10 @@ class Chooser:
 
     def commit(self, choice: Choice, prompt: PromptBlocks, now_s: float) -> Commitment:
         """Makes the choice count, until the commitment's end."""
+        self._workload_of[prompt.weights].note(choice.way.compute_s)
+        return self._commitment(choice, prompt, now_s)
+
+    def _commitment(self, choice: Choice, prompt: PromptBlocks, now_s: float) -> Commitment:
         return Commitment(choice, prompt.block_ids, prompt.block_size, self.index, now_s)
 
     def explain(self, prompt: PromptBlocks, takes: Takes, now_s: float) -> Explanation | None:
@@ -119,4 +126,5 @@ class Chooser:
         now_s: float,
     ) -> Choice | None:
         demand = Demand(prompt.num_tokens, hits, prompt.kv_bytes_per_token)
-        return choose(demand, decode, prefill, self.settings, now_s)
+        long_s = self._workload_of[prompt.weights].long_s
+        return choose(demand, decode, prefill, self.settings, now_s, long_s)

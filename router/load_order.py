@@ -15,23 +15,24 @@ Item = TypeVar("Item")
 
 @dataclass(slots=True)
 class LoadOrder(Generic[Item]):
-    """Each item once, by (load, number given at its first appearance)."""
+    """Each item once, by load; of equals the one first whose load has changed longest ago."""
 
-    _places: list[tuple[float, int]] = field(default_factory=list)
+    _places: list[tuple[float, int, int]] = field(default_factory=list)  # load, turn, number
     _item_of: dict[int, Item] = field(default_factory=dict)
-    _place_of: dict[int, tuple[float, int]] = field(default_factory=dict)
+    _place_of: dict[int, tuple[float, int, int]] = field(default_factory=dict)
     _next_number: int = 0
+    _next_turn: int = 0
 
     def __iter__(self) -> Iterator[Item]:
         """Least loaded first."""
-        return (self._item_of[number] for _, number in self._places)
+        return (self._item_of[number] for _, _, number in self._places)
 
     def items(self) -> Collection[Item]:
         """In the order in which they came."""
         return self._item_of.values()
 
     def first(self, num_items: int) -> list[Item]:
-        return [self._item_of[number] for _, number in self._places[:num_items]]
+        return [self._item_of[number] for _, _, number in self._places[:num_items]]
 
     def __len__(self) -> int:
         return len(self._places)
@@ -40,16 +41,19 @@ class LoadOrder(Generic[Item]):
         """The number by which `move` and `remove` know it."""
         number, self._next_number = self._next_number, self._next_number + 1
         self._item_of[number] = item
-        self._place_of[number] = (load, number)
-        insort(self._places, (load, number))
+        self._put(number, load)
         return number
 
     def move(self, number: int, load: float) -> None:
         place = self._place_of[number]
         if place[0] != load:
             del self._places[bisect_left(self._places, place)]
-            self._place_of[number] = (load, number)
-            insort(self._places, (load, number))
+            self._put(number, load)
+
+    def _put(self, number: int, load: float) -> None:
+        turn, self._next_turn = self._next_turn, self._next_turn + 1
+        place = self._place_of[number] = (load, turn, number)
+        insort(self._places, place)
 
     def remove(self, number: int) -> None:
         del self._places[bisect_left(self._places, self._place_of.pop(number))]

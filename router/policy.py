@@ -22,16 +22,11 @@ from dataclasses import dataclass
 from math import inf
 from typing import NamedTuple
 
-from baton.prefill_cost import PrefillCost
 from baton.types import PoolId, PrefillChoice
+from router.measured import Measured
 from router.pools import Pool
 
-_NUM_USUAL = 8  # pools that tell what is usual
-_NEARLY = (
-    1.35  # the factor within which costs are not told apart: noise, and prompts of other lengths
-)
 _NUM_LENT = 3  # prefill pools that are judged as borrowers of a decode pool
-_DEFAULT_COST = PrefillCost.at_rate(1000.0)  # until any worker has measured its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +34,6 @@ class PolicySettings:
     """`hand_off_s`: what a hand-off costs beside moving bytes. `transfer_bytes_per_s`: until hand-offs
     were measured. `interference`: cost of a second of a long local prefill (half of it for one of
     `interference_ramp_s`), and of that per running stream.
-    `delay_weight`: cost of a second for which a passed prompt waits longer; twice as much where that one
-    takes `ttft_target_s` itself, growing with the square: it is the longest waits that people notice.
     `detour`: what a second of prefill costs more on a pool to which another router turns first.
     `itl_target_s`: pools that are predicted to step slower with this request are passed over while others
     are there; 0 is none.
@@ -52,8 +45,6 @@ class PolicySettings:
     interference: float = 0.25
     interference_per_stream: float = 0.1
     interference_ramp_s: float = 0.2
-    delay_weight: float = 0.7
-    ttft_target_s: float = 0.7
     detour: float = 0.15
     itl_target_s: float = 0.0
     local_prefill: bool = True
@@ -165,14 +156,16 @@ def choose(
     prefill_pools: Sequence[Pool],
     settings: PolicySettings,
     now_s: float = 0.0,
+    long_s: float = inf,
 ) -> Choice | None:
     """The pair of the least cost among those within the ITL target; None where no decode pool is up.
+    `long_s`: what a long prompt takes, as prompts have been of late.
 
     Ties go to the pool with the emptier cache, not to the lowest number: otherwise one worker's cache
     fills while its neighbour's stays empty.
     """
-    usual = _usual_cost((*decode_pools, *prefill_pools))
-    judge = _Judge(demand, settings, usual, now_s)
+    measured = Measured((*decode_pools, *prefill_pools), now_s)
+    judge = _Judge(demand, settings, measured, now_s, long_s)
     judge.prepare(prefill_pools)
     best: _Seat | None = None
     for pool in decode_pools:
@@ -184,14 +177,17 @@ class _Judge:
     """Of one request: what its ways cost."""
 
     def __init__(
-        self, demand: Demand, settings: PolicySettings, usual: PrefillCost, now_s: float
+        self,
+        demand: Demand,
+        settings: PolicySettings,
+        measured: Measured,
+        now_s: float,
+        long_s: float,
     ) -> None:
         self._demand = demand
         self._settings = settings
-        self._usual = usual
-        self._usual_s: dict[int, float] = {}  # of so many tokens: most pools lack equally many
-        thousand_s = usual.prompt_s(1000)
-        self._nearly = thousand_s / _NEARLY, thousand_s * _NEARLY
+        self._measured = measured
+        self._long_s = long_s
         self._now_s = now_s
         self._legs: list[_Leg] = []  # by their own cost, so that the first few decide
         self._borrowers: list[_Leg] = []  # those with least to do
@@ -220,7 +216,7 @@ class _Judge:
         stays = leg is None or limit_s < remote_s
         target_s = settings.itl_target_s
         is_slow = target_s > 0.0 and decode.next_step_s > target_s
-        cost_s = (local_s if stays else remote_s) + _crowding_s(decode)
+        cost_s = (local_s if stays else remote_s) + self._crowding_s(decode)
         rank = is_slow, cost_s, -decode.num_unused_blocks
         if best is not None and best.rank <= rank:
             return best
@@ -246,7 +242,7 @@ class _Judge:
         if num_missing < self._most_missing:
             for leg in self._borrowers:
                 lend_s = self._transfer_s(leg.num_missing - num_missing, leg.pool) + hand_off_s
-                least_s = lend_s + max(self._compute_s(leg.pool, num_missing), transfer_s)
+                least_s = lend_s + max(self._measured.compute_s(leg.pool, num_missing), transfer_s)
                 if lend_s <= hand_off_s or least_s >= min(best_s, limit_s - hand_off_s):
                     continue
                 if apart and decode.is_kept_from(leg.pool, self._now_s):
@@ -260,11 +256,10 @@ class _Judge:
     def _leg(self, pool: Pool, num_missing: int, *, lend_s: float = 0.0) -> _Leg:
         """`lend_s`: what it takes to be given the rest by the decode pool, while the prompt waits."""
         settings = self._settings
-        compute_s = self._compute_s(pool, num_missing)
+        compute_s = self._measured.compute_s(pool, num_missing)
         wait_s = harm_s = 0.0
         if pool.queue.num_tokens:
-            wait_s, harm_s = pool.queue.quote(compute_s, self._now_s, settings.ttft_target_s)
-            harm_s *= settings.delay_weight
+            wait_s, harm_s = pool.queue.quote(compute_s, self._now_s, self._long_s)
         wait_s = max(wait_s + pool.elsewhere_s, lend_s)
         if pool.is_others:
             harm_s += settings.detour * compute_s
@@ -277,7 +272,7 @@ class _Judge:
 
     def choice(self, seat: _Seat) -> Choice:
         decode, own, leg = seat.decode, seat.own, seat.leg
-        crowding_s = _crowding_s(decode)
+        crowding_s = self._crowding_s(decode)
         others_s = own.harm_s + self._disturbance_s(own) + crowding_s
         local, remote = Way(own.wait_s, own.compute_s, 0.0, others_s), None
         if leg is not None:
@@ -296,17 +291,6 @@ class _Judge:
             decode.next_step_s,
         )
 
-    def _compute_s(self, pool: Pool, num_tokens: int) -> float:
-        """As the pool has measured it. Equal workers measure unequal costs, each in its own noise: what
-        is nearly usual is taken for usual, or whoever looks a little faster would get all prompts."""
-        least_s, most_s = self._nearly
-        if pool.cost is not None and not least_s < pool.thousand_s < most_s:
-            return pool.cost.prompt_s(num_tokens)
-        usual_s = self._usual_s.get(num_tokens)
-        if usual_s is None:
-            usual_s = self._usual_s[num_tokens] = self._usual.prompt_s(num_tokens)
-        return usual_s
-
     def _transfer_s(self, num_tokens: int, to: Pool) -> float:
         rate = to.transfer_bytes_per_s or self._settings.transfer_bytes_per_s
         return num_tokens * self._demand.kv_bytes_per_token / rate
@@ -320,15 +304,7 @@ class _Judge:
         share += settings.interference_per_stream * own.pool.num_streams
         return share * own.compute_s
 
-
-def _crowding_s(decode: Pool) -> float:
-    """A decode worker with more streams steps slower for all of them: load spreads among equals."""
-    return decode.step_s * decode.num_streams
-
-
-def _usual_cost(pools: Sequence[Pool]) -> PrefillCost:
-    """Of a pool that has not measured its own: that of the middle one of some peers, so that a worker is
-    not passed over for ever because nobody has tried it."""
-    some = pools[:: max(1, len(pools) // _NUM_USUAL)]
-    known = sorted((pool for pool in some if pool.cost), key=lambda pool: pool.thousand_s)
-    return (known[len(known) // 2].cost if known else None) or _DEFAULT_COST
+    def _crowding_s(self, decode: Pool) -> float:
+        """A decode worker with more streams steps slower for all of them: load spreads among equals. A
+        slow one keeps its streams for longer, so it gets fewer by their number alone."""
+        return self._measured.step_s * decode.num_streams

@@ -15,7 +15,9 @@ from router.load_order import LoadOrder
 from router.prefill_queue import PrefillQueue, Queued
 
 _NOTHING = InFlight()
-_STEP_S = 0.02  # a decode step's until measured
+_STEP_S = 0.02  # about a decode step's
+_ENOUGH = 24  # prompts by which a worker has learned what they cost
+_BELIEVED_S = 30.0  # for which that is taken for true after the last one
 _FULL = 1e-6  # seconds that a full cache counts for: less than anything else
 
 
@@ -34,6 +36,8 @@ class Pool:
     load: PoolLoad | None = None  # as the worker reported last, see `note_load`
     cost: PrefillCost | None = None  # what prompts cost here; None until measured
     thousand_s: float = 0.0  # a prompt of a thousand tokens, by which speeds are compared
+    num_computed: int = 0  # prompts that this router gave it
+    believed_until_s: float = 0.0  # its own cost counts, see `router.measured`
     step_s: float = 0.0  # a decode step's time; 0 until measured
     num_in_flight: int = 0
     queue: PrefillQueue = field(default_factory=PrefillQueue)
@@ -87,7 +91,15 @@ class Pool:
     def dequeue(self, queued: Queued, now_s: float) -> None:
         """It is computed, or will not be."""
         self.queue.remove(queued, now_s)
+        self.num_computed += 1
+        if self.has_learned:
+            self.believed_until_s = now_s + _BELIEVED_S
         self._moved()
+
+    @property
+    def has_learned(self) -> bool:
+        """Whether its measurements are of more than one moment."""
+        return self.num_computed >= _ENOUGH
 
     def note_load(self, load: PoolLoad) -> None:
         """Takes the worker's own report, and works out what every request asks for."""
@@ -116,9 +128,10 @@ class Pool:
         of decode pools what all their streams and one more wait for a token together. Among equals
         the emptier cache comes first."""
         if self.worker.role is Role.DECODE:
-            load = (self.step_s or _STEP_S) * (self.num_streams + 1)
+            load = _STEP_S * (self.num_streams + 1)
         else:
-            load = self.queue.ends_s() + self.elsewhere_s + self.thousand_s
+            own_s = self.thousand_s if self.has_learned else 0.0
+            load = self.queue.ends_s() + self.elsewhere_s + own_s
         return load + _FULL * (1.0 - self.num_unused_blocks / max(1, self.worker.num_total_blocks))
 
     @property

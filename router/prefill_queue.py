@@ -1,8 +1,9 @@
 """The prompts that this router has given one pool to compute, and how far they are by its prediction. Pure.
 
-The pool serves the shortest rest first, in steps that end what they began; this follows it by the predicted
-cost of each prompt, until the pool says that one is computed. So a prompt that comes now has two costs: the
-time until it is computed, and the delay of those that it passes.
+The pool serves the shortest rest first, less what was waited (`baton.prefill_cost.AGEING`), in steps that
+end what they began; this follows it by the predicted cost of each prompt, until the pool says that one is
+computed. So a prompt that comes now has two costs: the time until it is computed, and the delay of those that
+it passes.
 
 What the other routers have here is known as an amount only: it is ahead of everybody.
 """
@@ -12,16 +13,20 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from baton.prefill_cost import AGEING
+
 _LEAST_LEFT = 0.05  # of a prompt's work: what is not heard of as computed is not computed
 
 
 @dataclass(slots=True, eq=False)
 class Queued:
-    """One prompt: `num_tokens` to be computed in `work_s`, of which `left_s` are predicted to be left."""
+    """One prompt: `num_tokens` to be computed in `work_s`, of which `left_s` are predicted to be left.
+    `behind_s`: by which it stands behind those that came before it, all else being equal."""
 
     num_tokens: int
     work_s: float
     left_s: float
+    behind_s: float
 
 
 class Quote(NamedTuple):
@@ -39,7 +44,9 @@ class PrefillQueue:
 
     step_s: float = 0.0
     num_tokens: int = 0
-    _prompts: list[Queued] = field(default_factory=list)  # shortest rest first, but for the first
+    _prompts: list[Queued] = field(
+        default_factory=list
+    )  # in the order of their turns, but for the first
     _step_left_s: float = 0.0  # of the first one's step in progress
     _as_of_s: float = 0.0
 
@@ -54,7 +61,7 @@ class PrefillQueue:
 
     def add(self, num_tokens: int, work_s: float, now_s: float) -> Queued:
         self._advance(now_s)
-        queued = Queued(num_tokens, work_s, work_s)
+        queued = Queued(num_tokens, work_s, work_s, AGEING * now_s)
         self._prompts.append(queued)
         self.num_tokens += num_tokens
         self._order()
@@ -69,29 +76,30 @@ class PrefillQueue:
         self.num_tokens -= queued.num_tokens
         self._order()
 
-    def quote(self, work_s: float, now_s: float, target_s: float) -> Quote:
+    def quote(self, work_s: float, now_s: float, long_s: float) -> Quote:
         """For a prompt of `work_s`. Delaying a prompt that has long to go costs more: 1, and the square of
-        what it has left over `target_s`."""
+        what it has left over `long_s`."""
         if not self._prompts:
             return Quote(0.0, 0.0)
         self._advance(now_s)
         wait_s, weight = self._step_left_s, 0.0
+        turn_s = work_s + AGEING * now_s
         for index, prompt in enumerate(self._prompts):
             left_s = prompt.left_s if index else prompt.left_s - self._step_left_s
             if left_s <= 0.0:
                 continue
-            if left_s <= work_s:
+            if left_s + prompt.behind_s <= turn_s:
                 wait_s += left_s
             else:
-                weight += 1.0 + (left_s / target_s) ** 2
+                weight += 1.0 + (left_s / long_s) ** 2
         return Quote(wait_s, work_s * weight)
 
     def _order(self) -> None:
         """The first keeps its place while its step lasts."""
         if self._step_left_s > 0.0:
-            self._prompts[1:] = sorted(self._prompts[1:], key=_left_s)
+            self._prompts[1:] = sorted(self._prompts[1:], key=_turn_s)
         else:
-            self._prompts.sort(key=_left_s)
+            self._prompts.sort(key=_turn_s)
             self._begin_step()
 
     def _begin_step(self) -> None:
@@ -114,14 +122,14 @@ class PrefillQueue:
                 self._next_step()
 
     def _next_step(self) -> None:
-        """Of the shortest one that is not predicted to be done."""
+        """Of the first in turn that is not predicted to be done."""
         undone = [p for p in self._prompts if p.left_s > _LEAST_LEFT * p.work_s + 1e-9]
         if undone:
-            first = min(undone, key=_left_s)
+            first = min(undone, key=_turn_s)
             self._prompts.remove(first)
             self._prompts.insert(0, first)
             self._begin_step()
 
 
-def _left_s(prompt: Queued) -> float:
-    return prompt.left_s
+def _turn_s(prompt: Queued) -> float:
+    return prompt.left_s + prompt.behind_s

@@ -156,7 +156,7 @@ class RecordedChooser(Chooser):
     def _not_taking(self, takes: Takes) -> list[str]:
         return [records.pool(pool.id) for pool in self.pools if not takes(pool)]
 
-    def commit(self, choice: Choice, prompt: PromptBlocks, now_s: float) -> Commitment:
+    def _commitment(self, choice: Choice, prompt: PromptBlocks, now_s: float) -> Commitment:
         number = next(self._numbers)
         self._recorder.write("commit", number, at_s=now_s)
         return _RecordedCommitment(self._recorder, number, choice, prompt, self.index, now_s)

@@ -9,6 +9,7 @@ from contextlib import suppress
 import pytest
 
 from baton.errors import DeadlineExceeded, Overloaded
+from baton.prefill_cost import PrefillCost
 from router.admission import AdmissionSettings, Ask
 from router.capacity import Capacity
 from router.gate import Gate, Place
@@ -78,7 +79,7 @@ async def test_a_deadline_ends_the_waiting_and_a_full_queue_refuses_at_once() ->
 
 async def test_a_computed_prompt_lets_the_next_one_in() -> None:
     gate = Gate(AdmissionSettings(max_outstanding_s=1.0))
-    gate.resize("m", Capacity(1, 1, prefill_tokens_per_s=100.0))
+    gate.resize("m", Capacity(1, 1, PrefillCost.at_rate(100.0)))
     ask, places = Ask(work_s=gate.work_s("m", 200)), asyncio.Queue[Place]()
     end = asyncio.Event()
 
@@ -93,7 +94,7 @@ async def test_a_computed_prompt_lets_the_next_one_in() -> None:
     places.get_nowait().computed()
     await settle()
     assert (gate.num_in_flight, gate.num_waiting) == (2, 1)
-    gate.resize("m", Capacity(1, 2, prefill_tokens_per_s=100.0))  # another worker
+    gate.resize("m", Capacity(1, 2, PrefillCost.at_rate(100.0)))  # another worker
     await settle()
     assert (gate.num_in_flight, gate.num_waiting) == (2, 1)  # 2 s are outstanding, 2 s is the limit
     places.get_nowait().computed()

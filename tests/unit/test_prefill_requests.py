@@ -443,7 +443,7 @@ def test_a_prompt_above_the_models_own_length_is_refused() -> None:
 
 
 def test_short_prompts_pass_long_ones_but_not_for_ever() -> None:
-    world = World(num_blocks=64, ageing_tokens_per_s=10.0)
+    world = World(num_blocks=64, ageing=1.0)
     world.ask((1, 1), list(range(40)))
     world.ask((1, 2), [7, 8, 9])
     world.run()

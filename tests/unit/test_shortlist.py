@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from math import inf
 
 import pytest
 
@@ -52,7 +53,9 @@ class Cluster:
         (pool,) = [pool for pool in self.pools if pool.id.worker_id == info.worker_id]
         rng = self.rng
         free = rng.randrange(1000)
-        cost = PrefillCost(4e-10, 1.5e-5 * rng.choice([1.0, 1.0, 1.2]), 0.015, 6000)
+        slowness = 2.0 if rng.random() < 0.1 else 1.0
+        cost = PrefillCost(slowness * 4e-10, slowness * 1.5e-5, slowness * 0.015, 6000)
+        pool.num_computed, pool.believed_until_s = 100, inf
         self.pools.report(
             PoolLoad(
                 pool.id,
@@ -102,7 +105,7 @@ def test_the_choice_among_candidates_is_the_best_of_all() -> None:
         for _ in range(20):
             short, best = cluster.choices()
             ratio = short.way.cost_s / best.way.cost_s
-            assert ratio <= 1.02
+            assert ratio <= 1.1
             num_equal += ratio <= 1.0 + 1e-9
             num_states += 1
     assert num_equal >= 0.99 * num_states

@@ -14,7 +14,7 @@ from planner.arrival import Arrival, block_ids
 from planner.events import Events
 from planner.profile import MOCKER, DecodeCost, EngineProfile
 from planner.report import report, spread
-from planner.simulator import ClusterShape, Outcome, simulate
+from planner.simulator import Baseline, ClusterShape, Outcome, simulate
 from planner.tables import silicon, splitwise
 from router.policy import PolicySettings
 
@@ -55,7 +55,8 @@ def check(outcome: Outcome, num_requests: int) -> None:
     "shape",
     [
         SHAPE,
-        replace(SHAPE, policy=None),
+        replace(SHAPE, policy=Baseline.ROUND_ROBIN),
+        replace(SHAPE, policy=Baseline.OVERLAP),
         replace(SHAPE, policy=replace(BATON, local_prefill=True)),
         replace(SHAPE, num_prefill=0, policy=replace(BATON, local_prefill=True)),
         replace(SHAPE, num_routers=2),
@@ -76,7 +77,8 @@ def test_every_request_ends_and_the_same_input_gives_the_same(shape: ClusterShap
 def test_knowing_what_is_cached_where_beats_round_robin() -> None:
     arrivals = conversations(2)
     ours, theirs = (
-        report(simulate(replace(SHAPE, policy=policy), arrivals)) for policy in (BATON, None)
+        report(simulate(replace(SHAPE, policy=policy), arrivals))
+        for policy in (BATON, Baseline.ROUND_ROBIN)
     )
     assert ours.reuse_ratio > 1.3 * theirs.reuse_ratio
     assert ours.ttft_ms.mean < 0.7 * theirs.ttft_ms.mean
@@ -185,3 +187,27 @@ def test_waiting_is_no_part_of_a_silicon_prompt() -> None:
     profile = silicon([*rows, {**rows[0], "mode": "disagg"}], "org/m", "s", "fp8")
     assert profile.prefill.step_s(1000) == pytest.approx(0.1, rel=0.02)
     assert profile.decode.step_s(64, 0, 0.0) == pytest.approx(0.008)
+
+
+def test_the_compared_router_goes_by_tokens_that_are_to_be_computed() -> None:
+    """Those of a worker's queue, and those that it lacks of this prompt."""
+    blocks = partial(block_ids, hashed_size=512, block_size=512)
+    prompt = blocks(range(8), num_tokens=4096, unique=0)
+    longer = blocks(range(9), num_tokens=4608, unique=1)
+    other = blocks(range(100, 140), num_tokens=20_480, unique=2)
+    trace = [Arrival(0.0, 4096, 1, prompt), Arrival(5.0, 4608, 1, longer)]
+    first, again = simulate(replace(SHAPE, policy=Baseline.OVERLAP), trace).requests
+    assert again.prefill == first.prefill
+    assert again.num_cached_tokens == 4096
+    trace[1:1] = [Arrival(5.0, 20_480, 1, other), Arrival(5.0, 20_480, 1, (*prompt, *other[8:]))]
+    first, busy, shared, again = simulate(replace(SHAPE, policy=Baseline.OVERLAP), trace).requests
+    assert shared.prefill == first.prefill != busy.prefill
+    assert again.prefill == first.prefill, "12,800 tokens more are queued at the other"
+
+
+def test_a_long_prompt_counts_at_the_door_as_what_it_takes() -> None:
+    """Not by the rate of the short ones that are common: a burst of all is let in at once."""
+    arrivals = [Arrival(0.2 * number, 200, 1, ()) for number in range(40)]
+    arrivals += [Arrival(10.0, 30_000, 1, ()) for _ in range(4)]
+    outcome = simulate(replace(SHAPE, num_prefill=4), arrivals)
+    assert [request.routed_s for request in outcome.requests[40:]] == [10.0] * 4
