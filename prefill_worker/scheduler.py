@@ -13,11 +13,11 @@ packed into the same step where that saves those who wait more than it costs tho
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from baton.errors import BatonError
-from baton.prefill_cost import AGEING, PrefillCost
+from baton.prefill_cost import AGEING
 from baton.types import PositionLogprobs
 from engine import sample_blocks
 from engine.batch import Drawn, NewSample, Slice, StepOutput, StepPlan
@@ -183,9 +183,7 @@ class PrefillScheduler:
 
     def _slices(self, budget: int, now_s: float) -> Iterator[Slice]:
         self._admit_borrowers(now_s)
-        queue = (*self._computing, *self._waiting)
-        cost = self.step_time.prefill_cost
-        ordered = sorted(queue, key=lambda each: self._urgency(each, cost, now_s))
+        ordered = self._in_turn((*self._computing, *self._waiting), now_s)
         num_tokens, num_packed, has_memory = 0, 0, True
         for index, sample in enumerate(ordered):
             if not has_turn(sample, self._planned):
@@ -217,7 +215,7 @@ class PrefillScheduler:
         it: blocks travel while others compute."""
         if not self._num_lent.keys() & {sample.handle for sample in self._waiting}:
             return
-        waiting = sorted(self._waiting, key=lambda each: self._urgency(each, now_s))
+        waiting = self._in_turn(self._waiting, now_s)
         wishes = [Wish(each, at_once=each.handle in self._num_lent) for each in waiting]
         for sample in grant(wishes, self.blocks):
             self._waiting.remove(sample)
@@ -250,14 +248,18 @@ class PrefillScheduler:
             sample.token_ids[start:end], start, tuple(sample.block_table), draws, targets, top
         )
 
-    def _urgency(
-        self, sample: Sample, cost: PrefillCost | None, now_s: float
-    ) -> tuple[float, float, int]:
-        if self.limits.in_order:
-            return (-sample.priority, sample.arrival_s, sample.handle)
-        left_s = cost.prompt_s(self._num_new(sample)) if cost else 0.0
-        waited_s = now_s - sample.arrival_s
-        return (-sample.priority, left_s - self.limits.ageing * waited_s, sample.handle)
+    def _in_turn(self, samples: Iterable[Sample], now_s: float) -> list[Sample]:
+        """Those that are computed first come first."""
+        cost = self.step_time.prefill_cost
+
+        def turn(sample: Sample) -> tuple[float, float, int]:
+            if self.limits.in_order:
+                return (-sample.priority, sample.arrival_s, sample.handle)
+            left_s = cost.prompt_s(self._num_new(sample)) if cost else 0.0
+            waited_s = now_s - sample.arrival_s
+            return (-sample.priority, left_s - self.limits.ageing * waited_s, sample.handle)
+
+        return sorted(samples, key=turn)
 
     def _num_new(self, sample: Sample) -> int:
         """Tokens of `sample` still to be computed; what is cached by now needs not be."""
