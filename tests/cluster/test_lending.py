@@ -71,5 +71,12 @@ def test_a_prefix_is_taken_from_the_decode_worker(transport: str, checkpoint: Pa
         again = ask(client, [*second_turn(tokens, first)[:700], 3, 1, 4, *range(100)])
         assert again.timeline.hand_off is not None
         assert again.timeline.hand_off.num_lent_tokens == 0
+        # To another tenant neither worker has anything of it.
+        other, twice = (ask(client, tokens, tenant="other") for _ in range(2))
+        assert other.samples == twice.samples == first.samples
+        assert other.timeline.hand_off is not None
+        assert other.usage.num_cached_tokens == 0
+        assert other.timeline.hand_off.num_prefill_cached_tokens == 0
+        assert twice.usage.num_cached_tokens > 0
         asyncio.run(settled(cluster.address))
         assert all(process.alive for process in cluster.processes()), cluster.logs()

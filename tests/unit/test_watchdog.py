@@ -34,6 +34,20 @@ def test_an_engine_that_stays_with_one_thing_hangs_until_it_goes_on() -> None:
     assert not dog.is_hung()
 
 
+async def test_health_is_off_while_a_step_hangs_and_on_again_after_it() -> None:
+    engine, now_s = Engine(), 100.0
+    dog = Watchdog(engine, Times(watchdog_s=0.1), lambda: now_s)
+    said: asyncio.Queue[bool] = asyncio.Queue()
+    watching = asyncio.create_task(dog.watch(said.put))
+    engine.busy_since_s = now_s
+    now_s += 1.0
+    assert not await asyncio.wait_for(said.get(), 10)
+    engine.busy_since_s = None
+    assert await asyncio.wait_for(said.get(), 10)
+    assert said.empty()
+    watching.cancel()
+
+
 async def test_an_event_loop_that_stands_still_hangs_too() -> None:
     """It cannot say so itself: whoever reports to routers asks from another thread."""
     now_s = 100.0
