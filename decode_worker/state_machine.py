@@ -32,7 +32,6 @@ from baton.types import (
     PositionLogprobs,
     PrefillChoice,
     Role,
-    Usage,
 )
 from decode_worker.door import refusal
 from decode_worker.messages import (
@@ -42,26 +41,21 @@ from decode_worker.messages import (
     Commands,
     Event,
     Fenced,
-    Finished,
     FirstTokens,
     HandOffDone,
     HandOffFailed,
     Key,
     LendOver,
     Order,
-    Outbox,
-    PrefillLost,
     Reroute,
-    RouterId,
     RouterLost,
-    SampleEnded,
     Start,
     Unreadable,
 )
+from decode_worker.outboxes import Outboxes
 from decode_worker.scheduler import Scheduler, StepResult
 from engine.batch import StepOutput, StepPlan
 from engine.sample import Sample
-from worker.turns import Turns
 
 
 @dataclass(slots=True, eq=False)
@@ -102,10 +96,8 @@ class DecodeRequests:
         self._request_of_transfer: dict[int, _Request] = {}
         self._reserving: list[_Request] = []
         self._quarantined: dict[int, list[int]] = {}  # transfer -> blocks it may still write
-        self._outboxes: dict[RouterId, Outbox] = {}
+        self._outboxes = Outboxes()
         self._orders: list[Order] = []
-        self._turns: Turns[Key] = Turns()
-        self._tells_first = False
         self._draining = False
 
     # As its Host sees it
@@ -129,8 +121,9 @@ class DecodeRequests:
 
     def take_commands(self) -> Commands:
         """What is to be done and said since the last call, each in order."""
-        commands = Commands(self._orders, self._outboxes, self._tells_first)
-        self._orders, self._outboxes, self._tells_first = [], {}, False
+        first = self._outboxes.tells_first
+        commands = Commands(self._orders, self._outboxes.take(), first)
+        self._orders = []
         return commands
 
     # Events
@@ -147,7 +140,7 @@ class DecodeRequests:
             case RouterLost(router):
                 for request in [r for r in self._requests.values() if r.key[0] == router]:
                     self._end(request, now_s, Cancelled("the router's stream ended"))
-                self._outboxes.pop(router, None)
+                self._outboxes.forget(router)
             case Reroute(key, prefill):
                 if request := self._requests.get(key):
                     self._begin(request, prefill, now_s)
@@ -199,19 +192,8 @@ class DecodeRequests:
         for new in plan.added if plan else ():
             if request := self._request_of.get(new.handle):
                 request.instants.setdefault(instants.PREFILL_START, now_s)
-        self._tell_turns()
+        self._outboxes.turns(self.scheduler.planned, self._key_of, self._requests)
         return plan
-
-    def _tell_turns(self) -> None:
-        """Tells routers what the coming step computes, where that is not what the last one did."""
-        planned = self.scheduler.planned
-        computing, waiting = self._turns.changes(planned, self._key_of, self._requests)
-        for router, number in computing:
-            self._outbox(router).computing.append(number)
-        for router, number in waiting:
-            self._outbox(router).waiting.append(number)
-        if computing or waiting:
-            self._tells_first = any(sample.suspected for sample in planned)
 
     def _key_of(self, sample: Sample) -> Key:
         return self._request_of[sample.handle].key
@@ -226,8 +208,7 @@ class DecodeRequests:
     def _report(self, result: StepResult, now_s: float) -> None:
         for sample, logprobs in result.prompt_logprobs:
             if request := self._request_of.get(sample.handle):
-                router, number = request.key
-                self._outbox(router).prompt_logprobs.append((number, logprobs))
+                self._outboxes.prompt_logprobs(request.key, logprobs)
         for advance in result.advances:
             sample = advance.sample
             request = self._request_of.get(sample.handle)
@@ -248,14 +229,7 @@ class DecodeRequests:
         logprobs: PositionLogprobs | None,
         now_s: float,
     ) -> None:
-        """One row of the router's message for a token that was drawn."""
-        router, number = request.key
-        outbox = self._outbox(router)
-        if logprobs is not None:
-            outbox.logprobs.append((len(outbox.keys), logprobs))
-        outbox.keys.append(number)
-        outbox.sample_indices.append(sample.sample_index)
-        outbox.token_ids.append(token_id)
+        self._outboxes.token(request.key, sample, token_id, logprobs)
         request.instants.setdefault(instants.FIRST_TOKEN, now_s)
         if sample.suspected:
             self._suspect(request, suspected=False)
@@ -269,12 +243,12 @@ class DecodeRequests:
 
     def _start(self, event: Start, now_s: float) -> None:
         if error := self._refusal(event, now_s):
-            self._refuse(event.key, error, now_s, len(event.prompt_token_ids))
+            self._outboxes.refused(event.key, error, len(event.prompt_token_ids), now_s)
             return
         samples = [self._sample(event, index, now_s) for index in range(event.params.n)]
         request = _Request(event, list(samples), samples)
         self._requests[event.key] = request
-        self._turns.begin(event.key)
+        self._outboxes.begin(event.key)
         for sample in samples:
             self._request_of[sample.handle] = request
         for sample in samples:
@@ -335,12 +309,11 @@ class DecodeRequests:
             )
 
     def _first_tokens(self, request: _Request, event: FirstTokens, now_s: float) -> None:
-        router, number = request.key
         remote = request.remote
         assert remote is not None
         # A prefill worker gives them from the start, also after another one had given them.
         if fresh := remote.take_prompt_logprobs(0, event.prompt_logprobs):
-            self._outbox(router).prompt_logprobs.append((number, fresh))
+            self._outboxes.prompt_logprobs(request.key, fresh)
             for sample in request.samples:
                 sample.num_prompt_logprobs = remote.num_prompt_logprobs
         by_index = {sample.sample_index: sample for sample in request.live}
@@ -382,11 +355,9 @@ class DecodeRequests:
         if isinstance(event.error, InvalidArgument):
             self._end(request, now_s, event.error)
             return
-        router, number = request.key
         if event.computing:
             self._suspect(request, suspected=True)
-        lost = PrefillLost(number, event.error, event.computing)
-        self._outbox(router).prefill_lost.append(lost)
+        self._outboxes.prefill_lost(request.key, event.error, computing=event.computing)
 
     def _give_up(self, request: _Request, num_verified: int, *, fenced: bool) -> None:
         """Lets the blocks of a hand-off go; those that may still be written are quarantined."""
@@ -420,16 +391,7 @@ class DecodeRequests:
         if request := self._requests.get(key):
             self._end(request, now_s, error)
         else:
-            self._refuse(key, error, now_s)
-
-    def _refuse(
-        self, key: Key, error: BatonError, now_s: float, num_prompt_tokens: int = 0
-    ) -> None:
-        router, number = key
-        usage = Usage(num_prompt_tokens, 0, 0)
-        self._outbox(router).finished.append(
-            Finished(number, error, usage, {instants.FINISHED: now_s}, 0)
-        )
+            self._outboxes.refused(key, error, 0, now_s)
 
     def _sample(self, event: Start, index: int, now_s: float) -> Sample:
         output = event.output_token_ids[index] if event.output_token_ids else ()
@@ -456,11 +418,7 @@ class DecodeRequests:
     def _end_sample(
         self, request: _Request, sample: Sample, reason: FinishReason, now_s: float
     ) -> None:
-        router, number = request.key
-        stop_token_id = sample.token_ids[-1] if reason is FinishReason.STOP else 0
-        self._outbox(router).ended_samples.append(
-            SampleEnded(number, sample.sample_index, reason, stop_token_id)
-        )
+        self._outboxes.sample_ended(request.key, sample, reason)
         if sample is not request.remote:
             self.scheduler.remove(sample)
         request.live.remove(sample)
@@ -478,17 +436,6 @@ class DecodeRequests:
             del self._request_of[sample.handle]
         del self._requests[request.key]
         request.instants[instants.FINISHED] = now_s
-        router, number = request.key
-        lead = request.samples[0]
-        usage = Usage(
-            lead.num_prompt_tokens,
-            min(lead.num_cached_tokens, lead.num_prompt_tokens),
-            sum(sample.num_output_tokens for sample in request.samples),
+        self._outboxes.finished(
+            request.key, error, request.samples, request.instants, request.hand_off
         )
-        num_preemptions = sum(sample.num_preemptions for sample in request.samples)
-        self._outbox(router).finished.append(
-            Finished(number, error, usage, request.instants, num_preemptions, request.hand_off)
-        )
-
-    def _outbox(self, router: RouterId) -> Outbox:
-        return self._outboxes.setdefault(router, Outbox())
