@@ -91,7 +91,7 @@ async def test_a_flipped_byte_is_found(
     )
 
 
-@pytest.mark.parametrize("fault", ["flip_in_flight:0.1", "flip_after_write:0.2"])
+@pytest.mark.parametrize("fault", ["flip_in_flight:1.0", "flip_after_write:1.0"])
 async def test_without_verification_it_is_not(
     fault: str, asks: list[Ask], checkpoint: Path
 ) -> None:
