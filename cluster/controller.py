@@ -51,7 +51,6 @@ class Controller:
     def __init__(self, launch: Launcher, limits: Limits, tell: Callable[[str], None]) -> None:
         self.limits = limits
         self.known: dict[str, Instance] = {}
-        self.restarts = False
         self._launch = launch
         self._tell = tell
         self._wanted: tuple[str, ...] = ()
@@ -79,7 +78,11 @@ class Controller:
 
     def pids(self) -> Mapping[str, int]:
         """Of what runs now."""
-        return {name: each.pid for name, each in self.known.items() if each.pid}
+        return {name: each.pid for name, each in dict(self.known).items() if each.pid}
+
+    async def kill_all(self) -> None:
+        """What still runs, whatever is wanted. `restarts` is to be off."""
+        await asyncio.gather(*(self._kill(name) for name in self.pids()))
 
     def _perform(self, action: Action, tasks: asyncio.TaskGroup) -> None:
         name = action.name

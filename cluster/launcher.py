@@ -5,36 +5,40 @@ Workers that outlived an earlier controller on a joined Ray cluster are found ag
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from cluster import private_ray, worker_actor
+from cluster.call_pipe import Lost
 from cluster.controller import Running
-from cluster.placement import Slot, place
+from cluster.placement import Node, Slot, place
 from cluster.process import Place, arguments
+from cluster.ray_keeper import RayKeeper
+from cluster.ray_types import ActorOptions, RayView
 from cluster.router_ports import RouterPorts
 from cluster.router_process import RouterProcess
 from cluster.spec import IMPORT_PATHS, ClusterSpec, role_of
-from cluster.worker_actor import ActorOptions, WorkerProcess
-from worker.actor import Launch
+from cluster.worker_process import WorkerProcess
+from worker.actor import Description, Launch
 
 
 @dataclass(slots=True)
 class Launcher:
-    """`routers`: by name. `ray_is_up` is set once Ray runs; workers wait for it."""
+    """`routers`: by name. Workers wait until Ray runs."""
 
     spec: ClusterSpec
     place: Place
     routers: dict[str, RouterPorts]
-    ray_is_up: asyncio.Event = field(default_factory=asyncio.Event)
+    ray: RayKeeper
     slots: dict[str, Slot] = field(default_factory=dict)
 
     async def launch(self, name: str) -> Running:
         if name in self.routers:
             return self._start_router(name)
-        await self.ray_is_up.wait()
-        return await self._start_worker(name)
+        while True:
+            with contextlib.suppress(Lost):  # then again, when Ray is back
+                return await self._start_worker(name)
 
     def _start_router(self, name: str) -> RouterProcess:
         ports = self.routers[name]
@@ -52,34 +56,37 @@ class Launcher:
 
     async def _start_worker(self, name: str) -> WorkerProcess:
         options = ActorOptions(name, self.spec.name, detached=bool(self.spec.ray_address))
-        launch = self._plan(name)
-        actor = await self._find(options, launch) if options.detached else None
-        if actor is None:
-            actor = worker_actor.create(launch, self.slots[name].node_id, options)
-        description = await worker_actor.describe(actor)
-        is_local = self.slots[name].node_id == private_ray.own_node_id()
-        return WorkerProcess(actor, description, is_local)
+        view: RayView = await self.ray.call("view")
+        launch = self._plan(name, view)
+        description = await self._find(options, launch, view)
+        if description is None:
+            node_id = self.slots[name].node_id
+            description = await self.ray.call("create", launch, node_id, options)
+        is_local = self.slots[name].node_id == view.own_node_id
+        return WorkerProcess(self.ray, options, description, is_local)
 
-    async def _find(self, options: ActorOptions, wanted: Launch) -> Any | None:
+    async def _find(
+        self, options: ActorOptions, wanted: Launch, view: RayView
+    ) -> Description | None:
         """The actor that an earlier controller left under this name, if it is told what we would tell
         it; another one is ended."""
-        actor = worker_actor.find(options)
-        if actor is None:
+        description: Description | None = await self.ray.call("find", options)
+        if description is None:
             return None
-        launch = (await worker_actor.describe(actor)).launch
+        launch = description.launch
         if _without_place(launch.config) != _without_place(wanted.config):
-            await worker_actor.end(actor)
+            await self.ray.call("kill", options)
             return None
         address = launch.config.host.host
-        for node in private_ray.nodes():
+        for node in view.nodes:
             if node.address == address:
                 self.slots[options.name] = Slot(node.node_id, address, launch.cores)
-        return actor
+        return description
 
-    def _plan(self, name: str) -> Launch:
+    def _plan(self, name: str, view: RayView) -> Launch:
         names = sorted({*self.spec.worker_names, name})
         demands = [self.spec.demand_of(each) for each in names]
-        self.slots = place(demands, private_ray.nodes(), self.slots)
+        self.slots = place(demands, view.nodes, _renewed(self.slots, view.nodes))
         slot, config = self.slots[name], self.spec.config_of(name)
         engine = config.host.engine
         engine = replace(
@@ -98,9 +105,22 @@ class Launcher:
             IMPORT_PATHS[role_of(name)],
             replace(config, host=host),
             slot.cores,
+            next(node.num_cores for node in view.nodes if node.node_id == slot.node_id),
             self.place.environment,
             log="" if self.spec.ray_address else str(self.place.folder / f"{name}.log"),
         )
+
+
+def _renewed(slots: Mapping[str, Slot], nodes: Sequence[Node]) -> dict[str, Slot]:
+    """A Ray that was started again has other ids for the same nodes: slots stay where they are."""
+    ids = {node.node_id for node in nodes}
+    by_address = {node.address: node.node_id for node in reversed(nodes)}
+    return {
+        name: slot
+        if slot.node_id in ids
+        else replace(slot, node_id=by_address.get(slot.address, slot.node_id))
+        for name, slot in slots.items()
+    }
 
 
 def _without_place(config: Any) -> Any:

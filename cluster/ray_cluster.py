@@ -8,6 +8,7 @@ It starts routers while Ray starts, and on its way out leaves nothing: no proces
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -15,18 +16,22 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
-from typing import Self
+from typing import Any, Self
 
 from baton.errors import ConfigError, Unavailable
-from cluster import private_ray, probe, router_ports, worker_actor
+from cluster import probe, router_ports
+from cluster.call_pipe import Lost
 from cluster.controller import Controller
 from cluster.folder import ClusterFolder
 from cluster.launcher import Launcher
 from cluster.loop_thread import LoopThread
 from cluster.process import Place, log_tail
+from cluster.ray_keeper import RayKeeper
+from cluster.ray_types import RayView
 from cluster.reconcile import Instance, Limits, Phase
 from cluster.router_ports import RouterPorts
 from cluster.spec import ClusterSpec
+from cluster.waiting import Seen, Teller, missing, summed_up
 
 _POLL_S = 0.05
 
@@ -45,9 +50,11 @@ class RayCluster:
     hurry: threading.Event = field(default_factory=threading.Event)  # set: stop without draining
     _folder: ClusterFolder | None = None
     _loop: LoopThread | None = None
+    _ray: RayKeeper | None = None
     _launcher: Launcher | None = None
     _controller: Controller | None = None
     _controlling: Future[None] | None = None
+    _keeping: Future[None] | None = None
 
     # Where it is
 
@@ -116,8 +123,9 @@ class RayCluster:
 
     def check(self) -> None:
         """Raises what broke the controller, if something did."""
-        if self._controlling is not None and self._controlling.done():
-            self._controlling.result()
+        for each in (self._controlling, self._keeping):
+            if each is not None and each.done():
+                each.result()
 
     # Its life
 
@@ -135,46 +143,60 @@ class RayCluster:
     def stop(self) -> None:
         """Routers finish what they serve, then workers leave, then Ray ends. What does not leave within
         `stop_grace_s`, or once `hurry` is set, is killed."""
-        if self._controller is not None and self._loop is not None:
-            self._controller.restarts = False  # whatever else was told to leave at the same time
-            self._let_leave()
-            for pid in self.pids.values():
-                os.kill(pid, signal.SIGKILL)
-        if self._loop is not None:
-            if self._controlling is not None:
-                self._controlling.cancel()
-            self._loop.close()
-            self._loop = None
-        private_ray.stop()
-        if self._folder is not None:
-            self._folder.clean()
-            self._folder = None
+        with contextlib.ExitStack() as last:
+            if self._folder is not None:
+                last.callback(self._folder.clean)
+            if self._ray is not None:
+                last.callback(self._ray.close)
+            if self._loop is not None:
+                last.callback(self._loop.close)
+            if self._controller is not None and self._loop is not None:
+                self._controller.restarts = (
+                    False  # whatever else was told to leave at the same time
+                )
+                self._let_leave()
+                self._loop.submit(self._controller.kill_all()).result()
+        self._folder = self._ray = self._loop = None
 
     def _start(self) -> None:
-        joined = bool(self.spec.ray_address)
         self._folder = ClusterFolder()
         marked = {**self.environment, **self._folder.environment}
-        node = ""
-        if joined:
-            private_ray.join(self.spec.ray_address)
-            node = private_ray.own_address()
         self._loop = LoopThread("controller")
+        self._ray = RayKeeper(self.spec.ray_address, self._folder.path, marked, self.tell)
+        self._keeping = self._loop.submit(self._ray.run())
+        joined = self._joined_view() if self.spec.ray_address else None
         self._launcher = Launcher(
             self.spec,
             Place(self._folder.path, marked),
-            router_ports.choose(self.spec.router, self.spec.router_names, node),
+            router_ports.choose(
+                self.spec.router, self.spec.router_names, joined.own_address if joined else ""
+            ),
+            self._ray,
         )
-        limits = replace(self.limits, drain_s=max(self.limits.drain_s, self.spec.longest_leave_s))
-        self._controller = Controller(self._launcher.launch, limits, self.tell)
+        self._controller = Controller(self._launcher.launch, self.limits, self.tell)
         self._want(self.spec.router_names)
         self._controlling = self._loop.submit(self._controller.run())
-        if not joined:
-            private_ray.start(self._folder.path, marked)
-        self._loop.loop.call_soon_threadsafe(self._launcher.ray_is_up.set)
-        found = worker_actor.existing(self.spec.name) if joined else []
+        self._ray.is_up.result()
+        found = self._ask_ray("existing", self.spec.name) if joined else []
         self._wait_first_start({*self._wanted, *found})  # all are taken over, then some drain
         self._controller.restarts = True
         self._want(self._wanted)
+
+    def _joined_view(self) -> RayView:
+        """Of the Ray that was joined; raises why none can be."""
+        assert self._ray is not None
+        self._ray.is_up.result()
+        view: RayView = self._ask_ray("view")
+        self.tell(f"joined Ray: {len(view.nodes)} nodes with CPUs, this one is {view.own_address}")
+        return view
+
+    def _ask_ray(self, method: str, *arguments: object) -> Any:
+        assert self._loop is not None
+        assert self._ray is not None
+        try:
+            return self._loop.submit(self._ray.call(method, *arguments)).result()
+        except Lost as error:
+            raise Unavailable("Ray ended") from error
 
     def _wait_first_start(self, names: Collection[str]) -> None:
         """Raises why one of them cannot start."""
@@ -190,12 +212,19 @@ class RayCluster:
 
     def _until_ready(self, names: Collection[str]) -> Iterator[None]:
         """Comes by, again and again, until exactly these run and every router knows every worker."""
-        give_up_s = time.monotonic() + self.start_timeout_s
-        while not self._are_ready(names):
+        now_s = time.monotonic()
+        give_up_s, teller = now_s + self.start_timeout_s, Teller(now_s)
+        while waits_for := list(missing(names, self._seen())):
             self.check()
             yield
-            if time.monotonic() > give_up_s:
-                raise Unavailable(f"not up within {self.start_timeout_s:g} s\n{self.logs()}")
+            now_s = time.monotonic()
+            if now_s > give_up_s:
+                raise Unavailable(
+                    f"not up within {self.start_timeout_s:g} s: still waiting for "
+                    f"{summed_up(waits_for)}\n{self.logs()}"
+                )
+            if line := teller.line(waits_for, now_s):
+                self.tell(line)
             time.sleep(_POLL_S)
 
     @property
@@ -212,21 +241,14 @@ class RayCluster:
         assert self._controller is not None
         self._loop.loop.call_soon_threadsafe(self._controller.want, names)
 
-    def _are_ready(self, names: Collection[str]) -> bool:
-        known = self.known
-        if set(known) != set(names) or any(
-            each.phase is not Phase.RUNNING for each in known.values()
-        ):
-            return False
+    def _seen(self) -> Seen:
+        """Routers are asked once all else is there."""
         assert self._loop is not None
-        asking = [self._loop.submit(probe.members(address)) for address in self.addresses]
-        pids = dict(self.worker_pids)
-        for members in (each.result() for each in asking):
-            if members is None or {m.info.worker_id: m.info.pid for m in members} != pids:
-                return False
-            if not all(member.connected for member in members):
-                return False
-        return True
+        known = self.known
+        if any(each.phase is not Phase.RUNNING for each in known.values()):
+            return Seen(known, {})
+        asked = {each: self._loop.submit(probe.members(each)) for each in self.addresses}
+        return Seen(known, {address: members.result() for address, members in asked.items()})
 
     def _let_leave(self) -> None:
         """Routers first: what they serve needs the workers."""

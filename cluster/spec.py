@@ -14,6 +14,7 @@ from baton.config import check_port, load
 from baton.errors import ConfigError
 from baton.model_name import name_of
 from baton.types import Role
+from cluster import ray_address
 from cluster.placement import Demand
 from decode_worker.config import DecodeConfig
 from engine.config import EngineConfig
@@ -55,6 +56,8 @@ class ClusterSpec:
         for name, least in _LEAST.items():
             if getattr(self, name) < least:
                 raise ConfigError(f"must be at least {least}", field=name)
+        if self.ray_address:
+            ray_address.check(self.ray_address)
         if not self.decode.host.engine.model:
             raise ConfigError("is required", field="model")
         for name in ("grpc_port", "http_port"):

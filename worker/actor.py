@@ -11,19 +11,21 @@ import asyncio
 import logging
 import os
 import threading
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
 from baton.errors import BatonError, Internal
+from worker import cpus
 from worker.config import HostConfig
 
 log = logging.getLogger(__name__)
 
-_EXIT_ALONE_S = 1.0
+_LINGER_S = 1.0  # with nobody left to end it, a worker that has served ends by itself
 
 # Torch's pools are sized when it is imported, each by the variable of its own library.
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -36,13 +38,14 @@ class RoleConfig(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """`role`: "module:function" of `async def run(config, engine)`. `cores`: indices among those that
-    the process may use; empty means all. `log`: a file for all that the process prints, empty where
-    Ray's own logs are to have it."""
+    """`role`: "module:function" of `async def run(config, engine)`. `cores`: indices among the
+    `num_node_cores` that its node is said to have; empty means all. `log`: a file for all that the process
+    prints, empty where Ray's own logs are to have it."""
 
     role: str
     config: RoleConfig
     cores: tuple[int, ...] = ()
+    num_node_cores: int = 0
     environment: Mapping[str, str] = field(default_factory=dict)
     log: str = ""
 
@@ -72,11 +75,14 @@ class WorkerActor:
         if launch.log:
             _print_to(Path(launch.log))
         os.environ.update(launch.environment)
-        _use_cores(launch.config.host.cores or _by_index(launch.cores))
-        _use_threads(launch.config.host.engine.num_threads)
+        host = launch.config.host
+        _use_cores(host.cores or cpus.of_slot(launch.cores, launch.num_node_cores))
+        num_cpus = cpus.usable_cpus()  # of which its node may be said to have more
+        self._num_threads = min(host.engine.num_threads or num_cpus, num_cpus)
+        os.environ.update(dict.fromkeys(_THREAD_VARIABLES, str(self._num_threads)))
         logging.basicConfig(
             level=logging.INFO,
-            format=f"%(asctime)s {launch.config.host.worker_id} %(levelname)s %(name)s: %(message)s",
+            format=f"%(asctime)s {host.worker_id} %(levelname)s %(name)s: %(message)s",
             force=True,
         )
         self._lock = threading.Lock()
@@ -97,37 +103,36 @@ class WorkerActor:
 
     def _serve(self, served: Future[Outcome]) -> None:
         try:
-            served.set_result(_run(self._launch))
+            outcome = _run(self._launch.role, _with_threads(self._launch.config, self._num_threads))
         except BaseException as error:
             log.exception("the worker broke")
-            served.set_result(Outcome(Internal.__name__.lower(), repr(error)))
-        # Whoever hears of it ends the process. Where Ray is on its way out, too, nobody does.
-        exit_alone = threading.Timer(_EXIT_ALONE_S, os._exit, (0,))
-        exit_alone.daemon = True
-        exit_alone.start()
+            outcome = Outcome(Internal.__name__.lower(), repr(error))
+        served.set_result(outcome)
+        time.sleep(_LINGER_S)  # for Ray to tell, and to end this process in order
+        os._exit(1 if outcome.code else 0)
 
 
-def _run(launch: Launch) -> Outcome:
+def _with_threads(config: Any, num_threads: int) -> Any:
+    engine = replace(config.host.engine, num_threads=num_threads)
+    return replace(config, host=replace(config.host, engine=engine))
+
+
+def _run(role: str, config: RoleConfig) -> Outcome:
     from worker.engine import LoadedEngine  # torch, which must find cores and threads set
 
-    module, _, name = launch.role.partition(":")
+    module, _, name = role.partition(":")
     run: Callable[[Any, LoadedEngine], Awaitable[None]] = getattr(import_module(module), name)
 
     async def serve() -> None:
-        await run(launch.config, engine)
+        await run(config, engine)
 
     try:
-        engine = LoadedEngine.load(launch.config.host.engine)
+        engine = LoadedEngine.load(config.host.engine)
         asyncio.run(serve())
     except BatonError as error:
         log.exception("the worker ended")
         return Outcome(error.code, error.message, error.field)
     return Outcome()
-
-
-def _by_index(indices: Sequence[int]) -> list[int]:
-    allowed = sorted(os.sched_getaffinity(0))
-    return [allowed[index] for index in indices if index < len(allowed)]
 
 
 def _use_cores(cores: Sequence[int]) -> None:
@@ -140,11 +145,6 @@ def _use_cores(cores: Sequence[int]) -> None:
             os.sched_setaffinity(int(thread.name), cores)
         except ProcessLookupError:
             continue  # the thread has ended since
-
-
-def _use_threads(num_threads: int) -> None:
-    if num_threads:
-        os.environ.update(dict.fromkeys(_THREAD_VARIABLES, str(num_threads)))
 
 
 def _print_to(path: Path) -> None:

@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -30,17 +32,6 @@ ROOT = Path(__file__).parents[2]
 MARK = "BATON_TEST_RUN"
 NUM_STREAMS, NUM_NEW = 6, 300
 PROMPTS = [[7, seed, 11, 13] for seed in range(NUM_STREAMS)]
-
-# Some Ray cluster that is not ours: prints its address.
-FOREIGN_RAY = """
-import sys, time
-from pathlib import Path
-from cluster import private_ray
-from cluster.quiet_ray import ray
-private_ray.start(Path(sys.argv[1]), {})
-print(ray.get_runtime_context().gcs_address, flush=True)
-sys.stdin.read()
-"""
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +132,38 @@ def test_a_killed_router_comes_back_where_it_was(
     assert tokens == references
 
 
+def test_streams_go_on_and_workers_come_back_when_ray_dies(
+    cluster: RayCluster, references: list[tuple[int, ...]]
+) -> None:
+    """First its raylet, then its control store: neither is needed to serve, both to start a worker."""
+    for part in ("raylet", "gcs_server"):
+        before = cluster.worker_pids
+        tokens, num_continued = asyncio.run(streams(cluster, lambda: kill_of_ray(cluster, part)))  # noqa: B023
+        assert (tokens, num_continued) == (references, 0)
+        assert cluster.worker_pids == before
+        cluster.kill_worker("decode-0")
+        wait_until(lambda: cluster.worker_pids.get("decode-0", 0) not in (0, before["decode-0"]))  # noqa: B023
+        cluster.wait_ready()
+        assert cluster.worker_pids["decode-1"] == before["decode-1"]
+
+
+def kill_of_ray(cluster: RayCluster, part: str) -> None:
+    folder = folder_of(cluster.worker_pids["decode-1"])
+    [found] = [
+        int(process.name)
+        for process in Path("/proc").glob("[0-9]*")
+        if (words := command_line(process)) and Path(words[0]).name == part
+        if any(str(folder) in word for word in words)
+    ]
+    os.kill(found, signal.SIGKILL)
+
+
+def command_line(process: Path) -> list[str]:
+    with contextlib.suppress(OSError):
+        return (process / "cmdline").read_text().split("\0")
+    return []
+
+
 def test_scaling_down_drains_and_streams_go_on(
     cluster: RayCluster, references: list[tuple[int, ...]]
 ) -> None:
@@ -180,13 +203,7 @@ class Up:
 
     def left(self) -> list[str]:
         """Command lines of all that still runs."""
-        wanted = f"{MARK}={self.mark}".encode()
-        found = []
-        for folder in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                if wanted in (folder / "environ").read_bytes().split(b"\0"):
-                    found.append((folder / "cmdline").read_text().replace("\0", " "))
-        return found
+        return [" ".join(command_line(process)) for process in marked(self.mark)]
 
 
 @pytest.fixture
@@ -214,6 +231,23 @@ def up(tmp_path: Path) -> Iterator[Callable[..., Up]]:
         each.process.kill()
         each.process.communicate()
         each.errors.close()
+
+
+def marked(mark: str) -> list[Path]:
+    """Folders in /proc of the processes that carry the mark."""
+    wanted, found = f"{MARK}={mark}".encode(), []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if wanted in (folder / "environ").read_bytes().split(b"\0"):
+                found.append(folder)
+    return found
+
+
+def is_listening(port: int) -> bool:
+    with contextlib.suppress(OSError):
+        socket.create_connection(("127.0.0.1", port), 1).close()
+        return True
+    return False
 
 
 def wait_until(condition: Callable[[], object], timeout_s: float = 30) -> None:
@@ -269,40 +303,58 @@ def test_up_that_cannot_start_says_why_and_leaves_nothing(
     assert failed.left() == []
 
 
-def test_on_a_joined_ray_workers_outlive_their_controller(
-    up: Callable[..., Up], checkpoint: Path
-) -> None:
-    """The next one takes them over where they are, and drains the one that it does not want."""
-    token = {"RAY_AUTH_TOKEN": uuid.uuid4().hex}
-    ports = ("--grpc-port", str(free_port()), "--http-port", str(free_port()))
+@dataclass(frozen=True)
+class Head:
+    """A Ray cluster that is not ours, on the machine's own address as a user's is."""
+
+    port: int
+    environment: Mapping[str, str]
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[Head]:
     folder = Path(f"/tmp/baton-test-{os.getpid()}")
-    foreign = subprocess.Popen(
-        [sys.executable, "-c", FOREIGN_RAY, str(folder)],
-        cwd=ROOT,
-        env={**os.environ, **token},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
+    port, mark = free_port(), uuid.uuid4().hex
+    environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": uuid.uuid4().hex}
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", f"--port={port}"]
+    command += ["--num-cpus=64", f"--temp-dir={folder}", "--include-dashboard=false"]
+    command += ["--disable-usage-stats", "--block"]
+    started = subprocess.Popen(
+        command,
+        env={**os.environ, **environment, MARK: mark},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     try:
-        assert foreign.stdout is not None
-        address = foreign.stdout.readline().strip()
-        options = ("--model", str(checkpoint), "--address", address, "--no-prefill-workers", *ports)
-        environment = {**token, "RAY_AUTH_MODE": "token"}
-        first = up(*options, "--decode-workers", "2", **environment)
-        pids = first.ready()["workers"]
-        first.process.kill()
-        wait_until(lambda: not first.left())  # its router, that is
-        assert all(Path(f"/proc/{pid}").exists() for pid in pids.values())
-        second = up(*options, "--decode-workers", "1", **environment)
-        described = second.ready()
-        assert described["workers"]["decode-0"] == pids["decode-0"]
-        with Client(described["address"]) as client:
-            assert len(client.generate([1, 2, 3], max_tokens=5).token_ids) == 5
-        wait_until(lambda: not Path(f"/proc/{pids['decode-1']}").exists())
-        second.process.terminate()
-        assert second.process.wait(30) == 0, second.said()
-        wait_until(lambda: not Path(f"/proc/{pids['decode-0']}").exists())
+        yield Head(port, environment)
     finally:
-        foreign.communicate()
-        subprocess.run(["rm", "-rf", str(folder)], check=True)
+        started.terminate()
+        started.wait(30)
+        for process in marked(mark):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(process.name), signal.SIGKILL)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_on_a_joined_ray_workers_outlive_their_controller(
+    up: Callable[..., Up], checkpoint: Path, head: Head
+) -> None:
+    """The next one takes them over where they are, and drains the one that it does not want."""
+    ports = ("--grpc-port", str(free_port("0.0.0.0")), "--http-port", str(free_port("0.0.0.0")))
+    joined = ("--address", f"127.0.0.1:{head.port}", "--no-prefill-workers")
+    options = ("--model", str(checkpoint), *joined, *ports)
+    wait_until(lambda: is_listening(head.port))
+    first = up(*options, "--decode-workers", "2", **head.environment)
+    pids = first.ready()["workers"]
+    first.process.kill()
+    wait_until(lambda: not first.left())  # its router, that is
+    assert all(Path(f"/proc/{pid}").exists() for pid in pids.values())
+    second = up(*options, "--decode-workers", "1", "--host", "0.0.0.0", **head.environment)
+    described = second.ready()
+    assert described["workers"]["decode-0"] == pids["decode-0"]
+    with Client(described["address"]) as client:
+        assert len(client.generate([1, 2, 3], max_tokens=5).token_ids) == 5
+    wait_until(lambda: not Path(f"/proc/{pids['decode-1']}").exists())
+    second.process.terminate()
+    assert second.process.wait(30) == 0, second.said()
+    wait_until(lambda: not Path(f"/proc/{pids['decode-0']}").exists())
