@@ -6,7 +6,7 @@ from typing import Any
 
 from baton.errors import Unavailable
 from cluster.quiet_ray import ray
-from cluster.ray_types import ActorOptions
+from cluster.ray_types import OUTLIVING, ActorOptions
 from worker.actor import Description, Launch, Outcome, WorkerActor
 
 _CREATE_S = 60.0
@@ -17,7 +17,12 @@ _NUM_THREADS = 8  # of Ray's, for calls: every `serve` takes one
 def create(launch: Launch, node_id: str, options: ActorOptions) -> Any:
     """The handle; returns before the process is there. Here and nowhere else a class becomes an actor."""
     node = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node_id, soft=False)
-    known_as = {"name": options.name, "namespace": options.namespace, "lifetime": "detached"}
+    known_as = {
+        "name": options.name,
+        "namespace": options.namespace,
+        "lifetime": "detached",
+        "runtime_env": {"env_vars": OUTLIVING},  # of a Ray of our own it is everybody's
+    }
     actor = ray.remote(WorkerActor).options(
         num_cpus=0,  # cores are given out by our placement
         max_restarts=0,  # the controller restarts

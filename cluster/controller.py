@@ -51,6 +51,7 @@ class Controller:
     def __init__(self, launch: Launcher, limits: Limits, tell: Callable[[str], None]) -> None:
         self.limits = limits
         self.known: dict[str, Instance] = {}
+        self.restarts = False
         self._launch = launch
         self._tell = tell
         self._wanted: tuple[str, ...] = ()

@@ -178,7 +178,9 @@ class RayCluster:
         self._controlling = self._loop.submit(self._controller.run())
         self._ray.is_up.result()
         found = self._ask_ray("existing", self.spec.name) if joined else []
-        self._wait_first_start({*self._wanted, *found})  # all are taken over, then some drain
+        self._wait_first_start(
+            tuple(dict.fromkeys((*self._wanted, *found)))
+        )  # all are taken over, then some drain
         self._controller.restarts = True
         self._want(self._wanted)
 

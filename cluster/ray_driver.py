@@ -30,6 +30,7 @@ from worker.cpus import usable_cpus
 _LOOPBACK = "127.0.0.1"
 _OBJECT_STORE_BYTES = 80 << 20  # about the least that Ray allows; nothing of ours goes through it
 _LOOK_S = 0.5
+_HINT = " (one that asks for a token is joined with RAY_AUTH_MODE=token)"
 
 
 class RayDriver:
@@ -62,8 +63,10 @@ class RayDriver:
         try:
             ray.init(address, log_to_driver=False, configure_logging=False)
         except (Exception, SystemExit) as error:
-            message = f"no Ray cluster can be joined: {error}"
-            raise ConfigError(message, field="address") from error
+            hint = "" if "RAY_AUTH_MODE" in os.environ else _HINT
+            raise ConfigError(
+                f"no Ray cluster can be joined: {error}{hint}", field="address"
+            ) from error
         self._is_joined = True
 
     def wait_broken(self) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 
 from baton.errors import BatonError, ConfigError, Unavailable
 from cluster.call_pipe import CallPipe, Lost
+from cluster.ray_types import OUTLIVING
 
 _NUM_FIRST_TRIES = 3
 _START_S, _JOIN_S, _LEAVE_S = 60.0, 30.0, 10.0
@@ -26,10 +27,7 @@ _OF_OUR_OWN = {
     "RAY_prestart_worker_first_driver": "0",
     "RAY_worker_niceness": "0",  # Ray's 15 would let anything else on the machine delay a step
     "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1",  # CUDA IPC needs peers' GPUs visible
-    # Workers outlive their Ray: by themselves they would end with its raylet, and a minute after its
-    # control store.
-    "RAY_raylet_death_check_interval_milliseconds": str(10**10),
-    "RAY_gcs_rpc_server_reconnect_timeout_s": str(10**9),
+    **OUTLIVING,
 }
 
 

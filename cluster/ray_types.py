@@ -6,6 +6,12 @@ from dataclasses import dataclass
 
 from cluster.placement import Node
 
+# By themselves workers would end with Ray's raylet, and a minute after its control store.
+OUTLIVING = {
+    "RAY_raylet_death_check_interval_milliseconds": str(10**10),
+    "RAY_gcs_rpc_server_reconnect_timeout_s": str(10**9),
+}
+
 
 @dataclass(frozen=True, slots=True)
 class RayView:

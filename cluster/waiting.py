@@ -39,7 +39,7 @@ def _state(instance: Instance | None) -> str:
         case Phase.STARTING if not instance.pid:
             return "to get a process"
         case Phase.STARTING:
-            return f"(process {instance.pid}) to load, serve and register"
+            return f"(process {instance.pid}) to say that it serves"
         case Phase.DRAINING:
             return "to leave"
         case _:

@@ -32,7 +32,7 @@ def test_phases_in_words() -> None:
     }
     assert list(missing((*NAMES, "prefill-1"), Seen(known, {}))) == [
         "router-0 to get a process",
-        "prefill-0 (process 12) to load, serve and register",
+        "prefill-0 (process 12) to say that it serves",
         "decode-0 to be started again (exit code 3)",
         "prefill-1 to be started",
         "decode-1 to leave",
