@@ -156,9 +156,12 @@ class Controller:
         self.known[name] = reconcile.ended(before, error, now_s, self.limits)
         if name in self._wanted:
             self._died_s.setdefault(name, now_s)
-            why = f"died: {error}" if error else "left"
             again = "; starting it again" if self.restarts else ""
-            self._tell(f"{name} (process {before.pid}) {why}{again}")
+            if before.pid:
+                why = f"died: {error}" if error else "left"
+                self._tell(f"{name} (process {before.pid}) {why}{again}")
+            else:
+                self._tell(f"{name} could not be started: {error or 'given up'}{again}")
         self._changed.set()
 
     async def _drain(self, name: str) -> None:

@@ -189,6 +189,8 @@ class RayCluster:
         assert self._ray is not None
         self._ray.is_up.result()
         view: RayView = self._ask_ray("view")
+        if not view.nodes:
+            raise ConfigError("no node of this Ray cluster has a CPU for workers", field="address")
         self.tell(f"joined Ray: {len(view.nodes)} nodes with CPUs, this one is {view.own_address}")
         return view
 

@@ -18,6 +18,7 @@ from cluster.ray_types import ActorOptions
 from worker.actor import Description, Outcome
 
 _LEAVE_S = 5.0
+_ASK_S = 1.0
 _WHY_S = 0.2  # for Ray's word on why a process ended
 
 
@@ -53,15 +54,16 @@ class WorkerProcess:
         both: set[asyncio.Task[Any]] = {self._outcome, gone}
         try:
             await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-            if not gone.done() and self._outcome.exception() is not None:
-                await gone  # it is Ray that has lost it
-            if gone.done():
-                await asyncio.wait({self._outcome}, timeout=_WHY_S)
+            if gone.done() or self._outcome.exception() is not None:
+                # What Ray says without its end is about Ray; with it, it is why.
+                await asyncio.wait(both, timeout=_WHY_S)
+                is_why = gone.done() and self._outcome.done()
+                await gone
+                if not is_why:
+                    self._outcome.cancel()
+                    return Unavailable("its process ended")
         finally:
             gone.cancel()
-        if not self._outcome.done():
-            self._outcome.cancel()
-            return Unavailable("its process ended")
         try:
             outcome = self._outcome.result()
         except BatonError as error:
@@ -99,11 +101,18 @@ class WorkerProcess:
                 return outcome
 
     async def _gone(self) -> None:
-        """Waits for the end of the process, on another machine by Ray's word."""
+        """Waits for the end of the process. On another machine Ray tells of it, or of one that it has
+        lost, as a Ray that was started anew has them all; then the process's own word counts."""
         if self._is_local:
             await confirmed_kill.ended(self.pid)
-        else:
-            await asyncio.wait({self._outcome})
+            return
+        await asyncio.wait({self._outcome})
+        if self._outcome.exception() is None or not self._address:
+            return
+        while True:
+            if not await probe.lives(self._address):
+                return
+            await asyncio.sleep(_ASK_S)
 
     async def _leave(self) -> None:
         """It has served; its process exits, with 0 where it can."""

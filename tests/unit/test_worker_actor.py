@@ -12,7 +12,7 @@ SERVES = """
 import sys
 from decode_worker.config import DecodeConfig
 from worker import actor
-actor._run = lambda launch: actor.Outcome()
+actor._run = lambda role, config: actor.Outcome()
 print(actor.WorkerActor(actor.Launch("", DecodeConfig())).serve(), flush=True)
 sys.stdin.read()
 """
