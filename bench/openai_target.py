@@ -111,14 +111,17 @@ async def _first_model(http: httpx.AsyncClient) -> str:
 
 
 async def _chunks(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
-    """The events of the answer, up to [DONE]; an error among them is raised."""
+    """The events of the answer, up to [DONE]; an error among them is raised. Read to its very end: only
+    then can the connection carry the next request, as it does for every client."""
+    done = False
     async for line in response.aiter_lines():
         field, _, data = line.partition(":")
         if field != "data":
             continue  # comments, event names and the empty lines between events
         data = data.strip()
-        if data == "[DONE]":
-            return
+        done = done or data == "[DONE]"
+        if done:
+            continue
         try:
             chunk = json.loads(data)
         except json.JSONDecodeError as error:
@@ -126,7 +129,8 @@ async def _chunks(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
         if "error" in chunk:
             raise _typed(chunk["error"], errors.Internal)
         yield chunk
-    raise errors.Unavailable("the stream ended without [DONE]")
+    if not done:
+        raise errors.Unavailable("the stream ended without [DONE]")
 
 
 def _has_text(chunk: dict[str, Any]) -> bool:

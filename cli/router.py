@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from cli import logs
+from baton import logs
 from cli.options import PORT, fields_as_options, log_level_option
 
 

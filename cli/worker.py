@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from baton import logs
 from baton.errors import ConfigError
-from cli import logs
 from cli.options import PORT, fields_as_options, log_level_option
 
 if TYPE_CHECKING:

@@ -6,7 +6,6 @@ its proper status. An error after that is the stream's last event; `[DONE]` then
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import logging
@@ -107,21 +106,13 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(
-        self,
-        frontend: Frontend,
-        call: Call,
-        answer: Answer,
-        in_flight: InFlight,
-        slow_client_s: float | None,
-    ) -> None:
+    def __init__(self, frontend: Frontend, call: Call, answer: Answer, in_flight: InFlight) -> None:
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]  # of the empty body; this one's length nobody knows
         self._frontend = frontend
         self._call = call
         self._answer = answer
         self._in_flight = in_flight
-        self._slow_client_s = slow_client_s
         self._is_open = False
         self._head = ""
         self._finished: list[Finished] = []
@@ -145,8 +136,6 @@ class EventStream(Response):
                 await error_response(error)(scope, receive, send)
                 return
             await self._send(send, _event(error_body(error)), more_body=False)
-        except ClientGone:
-            raise
         except Exception as error:
             if not self._is_open:
                 raise
@@ -212,12 +201,7 @@ class EventStream(Response):
                     "headers": self.raw_headers,
                 }
             )
-        try:
-            async with asyncio.timeout(self._slow_client_s):
-                await send({"type": "http.response.body", "body": body, "more_body": more_body})
-        except TimeoutError:
-            log.info("request %s: its client reads too slowly", self._call.request_id)
-            raise ClientGone from None  # uvicorn hangs up where an answer is not complete
+        await send({"type": "http.response.body", "body": body, "more_body": more_body})
 
 
 def _event(body: dict[str, Any]) -> bytes:

@@ -57,8 +57,8 @@ def create_app(
     in_flight: InFlight | None = None,
 ) -> Starlette:
     """`registry`: what /metrics shows. `slow_client_s`: a client that for this long sends nothing of
-    its body, or reads nothing of a stream, is given up; None for no limit. `off_loop`: where long bodies
-    are read. `in_flight`: of whoever is to end its requests."""
+    its body is given up; None for no limit. `off_loop`: where long bodies are read. `in_flight`: of
+    whoever is to end its requests."""
     face = _Face(frontend, registry, slow_client_s, off_loop or OffLoop(), in_flight or InFlight())
     return Starlette(
         routes=[
@@ -141,7 +141,7 @@ class _Face:
 
     async def _answer(self, request: Request, call: Call, answer: Answer) -> Response:
         if call.stream:
-            return EventStream(self._frontend, call, answer, self._in_flight, self._slow_client_s)
+            return EventStream(self._frontend, call, answer, self._in_flight)
         return await answer_whole(
             self._frontend, call, answer, request.receive, self._in_flight, self._off_loop
         )

@@ -46,8 +46,8 @@ class HttpServer:
         grace_s: int = 5,
     ) -> HttpServer:
         """Port 0 takes a free one. `own_port`: of this process alone; `port` is then shared with others.
-        `slow_client_s`: how long a client may take for the head of a request. `grace_s`: how long `stop`
-        waits for last words to leave."""
+        `slow_client_s`: how long a client may take for the head of a request, and leave what it asked for
+        unread. `grace_s`: how long `stop` waits for last words to leave."""
         shares = own_port is not None
         listeners = [_listen(host, port, shares)]
         if own_port is not None:

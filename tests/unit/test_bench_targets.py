@@ -40,9 +40,11 @@ class Foreign:
         self.requests: list[dict[str, Any]] = []
         self.headers: dict[bytes, bytes] = {}
         self.paths: list[str] = []
+        self.clients: list[tuple[str, int]] = []  # one per request: the other end of its connection
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.paths.append(scope["path"])
+        self.clients.append(scope["client"])
         self.headers = dict(scope["headers"])
         body = b""
         more = True
@@ -152,6 +154,18 @@ async def test_only_openai_s_own_fields(foreign: Foreign, foreign_url: str) -> N
             "stream_options": {"include_usage": True},
         }
     ]
+
+
+async def test_a_connection_is_kept_for_the_next_request(
+    foreign: Foreign, foreign_url: str
+) -> None:
+    foreign.events(text("a"))
+    target = await OpenAiTarget.connect(openai_settings(foreign_url, model="m"), seed=1)
+    for _ in range(3):
+        await events_of(target)
+    await target.close()
+    assert len(foreign.clients) == 3
+    assert len(set(foreign.clients)) == 1
 
 
 async def test_what_counts_as_a_token(foreign: Foreign, foreign_url: str) -> None:
