@@ -79,17 +79,26 @@ class FirstToken:
 
 
 @dataclass(frozen=True, slots=True)
+class PrefillAccount:
+    """What a prefill came to, before its blocks are here: nothing in `report` is of the transfer."""
+
+    report: HandOffReport
+    instants: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
 class FirstTokens:
     """What the prefill worker drew, one token per sample."""
 
     transfer: int
     tokens: Sequence[FirstToken]
-    prompt_logprobs: Sequence[PositionLogprobs] = ()
+    prompt_logprobs: Sequence[PositionLogprobs]
+    account: PrefillAccount
 
 
 @dataclass(frozen=True, slots=True)
 class HandOffDone:
-    """Every block of the transfer is here and verified."""
+    """Every block of the transfer is here and verified. `instants`: of the transfer alone."""
 
     transfer: int
     report: HandOffReport

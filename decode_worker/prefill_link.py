@@ -20,7 +20,7 @@ from concurrent.futures import Future
 
 import grpc
 
-from baton import convert
+from baton import convert, instants
 from baton.errors import BatonError, IncompatiblePeer, Internal, PeerLost
 from baton.rpc.channel import channel
 from baton.rpc.outgoing import Outgoing
@@ -188,12 +188,14 @@ class PrefillLink:
     ) -> None:
         now_s = time.monotonic()
         match kind:
-            case "first_tokens":
-                transfer.prompt_done_s = now_s
-                self._do(transfer, transfer.book.handle(incoming.PeerHeard(), now_s))
-                self._side.post(prefill_words.first_tokens(event.first_tokens))
             case "done":
-                transfer.done = event.done
+                transfer.done, transfer.prompt_done_s = event.done, now_s
+                self._do(transfer, transfer.book.handle(incoming.PeerHeard(), now_s))
+            case "first_tokens":
+                if transfer.done is None:
+                    raise Internal("the first tokens came without an account of the prefill")
+                account = transfer.account(now_s)
+                self._side.post(prefill_words.first_tokens(event.first_tokens, account))
                 self._do(transfer, transfer.book.handle(incoming.PromptComputed(), now_s))
             case "blocks_sent":
                 sent = event.blocks_sent
@@ -304,7 +306,11 @@ class PrefillLink:
         self._outgoing.put(prefill_words.confirm(transfer))
         self._forget(transfer)
         report = transfer.report(self._side.verifier.layout, now_s)
-        self._side.post(HandOffDone(transfer.ask.transfer, report, transfer.instants(now_s)))
+        arrived = {
+            instants.TRANSFER_START: transfer.first_bytes_s or now_s,
+            instants.TRANSFER_END: now_s,
+        }
+        self._side.post(HandOffDone(transfer.ask.transfer, report, arrived))
 
     # How a transfer ends badly
 

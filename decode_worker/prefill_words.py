@@ -7,7 +7,7 @@ from typing import Any
 
 from baton import convert
 from baton.v1 import prefill_pb2
-from decode_worker.messages import AskPrefill, FirstToken, FirstTokens
+from decode_worker.messages import AskPrefill, FirstToken, FirstTokens, PrefillAccount
 from decode_worker.transfer import Transfer
 
 
@@ -64,7 +64,7 @@ def resend(transfer: Transfer, blocks: tuple[int, ...]) -> prefill_pb2.PrefillCo
     return prefill_pb2.PrefillCommand(resend=again)
 
 
-def first_tokens(message: prefill_pb2.FirstTokens) -> FirstTokens:
+def first_tokens(message: prefill_pb2.FirstTokens, account: PrefillAccount) -> FirstTokens:
     return FirstTokens(
         message.attempt,
         [
@@ -76,4 +76,5 @@ def first_tokens(message: prefill_pb2.FirstTokens) -> FirstTokens:
             for token in message.tokens
         ],
         [convert.logprobs_from_proto(position) for position in message.prompt_logprobs],
+        account,
     )

@@ -21,6 +21,7 @@ to the hand-off (`AskPrefill`, `Abandon`) travel beside them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import count
 
@@ -47,6 +48,7 @@ from decode_worker.messages import (
     Key,
     LendOver,
     Order,
+    PrefillAccount,
     Reroute,
     RouterLost,
     Start,
@@ -61,7 +63,7 @@ from engine.sample import Sample
 @dataclass(slots=True, eq=False)
 class _Request:
     """While a hand-off is in progress `transfer` names it, `remote` is the sample whose blocks are
-    written, with the KV of `num_transferred` tokens."""
+    written, with the KV of `num_transferred` tokens, and `account` is there once the prompt is computed."""
 
     start: Start
     live: list[Sample]  # not yet ended
@@ -70,9 +72,16 @@ class _Request:
     transfer: int | None = None
     remote: Sample | None = None
     num_transferred: int = 0
+    account: PrefillAccount | None = None
     drawn: set[int] = field(default_factory=set)  # samples that the prefill worker drew for
     hand_off: HandOffReport | None = None
     instants: dict[str, float] = field(default_factory=dict)
+
+    def note(self, report: HandOffReport, instants_s: Mapping[str, float]) -> None:
+        """What a hand-off came to; instants of an earlier one stand."""
+        self.hand_off = report
+        for name, at_s in instants_s.items():
+            self.instants.setdefault(name, at_s)
 
     @property
     def key(self) -> Key:
@@ -311,6 +320,7 @@ class DecodeRequests:
     def _first_tokens(self, request: _Request, event: FirstTokens, now_s: float) -> None:
         remote = request.remote
         assert remote is not None
+        request.account = event.account
         # A prefill worker gives them from the start, also after another one had given them.
         if fresh := remote.take_prompt_logprobs(0, event.prompt_logprobs):
             self._outboxes.prompt_logprobs(request.key, fresh)
@@ -332,9 +342,8 @@ class DecodeRequests:
         """Goes on to decode: every block is here, and before them came the first tokens."""
         remote = request.remote
         assert remote is not None
-        request.hand_off = done.report
-        for name, at_s in done.instants.items():
-            request.instants.setdefault(name, at_s)
+        assert request.account is not None
+        request.note(done.report, {**request.account.instants, **done.instants})
         if any(sample.sample_index not in request.drawn for sample in request.live):
             # The prefill worker could not draw: the last token is computed again, and drawn from here.
             self._give_up(request, request.num_transferred, fenced=True)
@@ -373,7 +382,7 @@ class DecodeRequests:
     def _forget_transfer(self, request: _Request) -> None:
         assert request.transfer is not None
         del self._request_of_transfer[request.transfer]
-        request.transfer = request.remote = None
+        request.transfer = request.remote = request.account = None
         request.drawn.clear()
 
     def _fenced(self, transfer: int) -> None:
@@ -426,6 +435,8 @@ class DecodeRequests:
             self._end(request, now_s, None)
 
     def _end(self, request: _Request, now_s: float, error: BatonError | None) -> None:
+        if request.account is not None:  # it ends before its blocks are here
+            request.note(request.account.report, request.account.instants)
         if request.transfer is not None:
             self._give_up(request, 0, fenced=False)
         if request in self._reserving:

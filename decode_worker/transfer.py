@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from baton import instants
 from baton.types import HandOffReport
 from baton.v1 import prefill_pb2
-from decode_worker.messages import AskPrefill
+from decode_worker.messages import AskPrefill, PrefillAccount
 from kv_transfer.base import Receiver, TransferId
 from kv_transfer.layout import PoolLayout
 from kv_transfer.transfer.incoming import Incoming
@@ -63,29 +62,35 @@ class Transfer:
             logical += 1
         return min(logical * block_size, len(self.ask.token_ids))
 
-    def report(self, layout: PoolLayout, now_s: float) -> HandOffReport:
-        """Of a complete hand-off."""
-        assert self.done is not None
-        return HandOffReport(
-            prefill_worker=self.ask.prefill.pool.worker_id,
-            transfer_bytes=len(self.ask.destination_blocks) * layout.block_bytes,
-            transfer_s=self.busy_s,
-            transfer_exposed_s=max(0.0, now_s - (self.prompt_done_s or now_s)),
-            num_prefill_cached_tokens=self.done.num_cached_tokens,
-            num_resent_blocks=self.num_resent_blocks,
-            num_lent_tokens=self.done.num_lent_tokens,
-            transport=self.transport,
-            num_blocks=len(self.ask.destination_blocks),
-        )
-
-    def instants(self, now_s: float) -> Mapping[str, float]:
-        """On this worker's clock: P's are taken from when its words arrived."""
+    def account(self, now_s: float) -> PrefillAccount:
+        """Of the prefill, whatever becomes of its blocks. On this worker's clock: P's instants are taken from
+        when its words arrived."""
         assert self.done is not None
         ended_s = self.prompt_done_s or now_s
         prefill_s = self.done.prefill_ended_s - self.done.prefill_started_s
-        return {
-            instants.PREFILL_START: max(self.asked_s, ended_s - prefill_s),
-            instants.PREFILL_END: ended_s,
-            instants.TRANSFER_START: self.first_bytes_s or now_s,
-            instants.TRANSFER_END: now_s,
-        }
+        return PrefillAccount(
+            HandOffReport(
+                prefill_worker=self.ask.prefill.pool.worker_id,
+                transfer_bytes=0,
+                transfer_s=0.0,
+                transfer_exposed_s=0.0,
+                num_prefill_cached_tokens=self.done.num_cached_tokens,
+                num_lent_tokens=self.done.num_lent_tokens,
+                transport=self.transport,
+            ),
+            {
+                instants.PREFILL_START: max(self.asked_s, ended_s - prefill_s),
+                instants.PREFILL_END: ended_s,
+            },
+        )
+
+    def report(self, layout: PoolLayout, now_s: float) -> HandOffReport:
+        """Of a complete hand-off."""
+        return replace(
+            self.account(now_s).report,
+            transfer_bytes=len(self.ask.destination_blocks) * layout.block_bytes,
+            transfer_s=self.busy_s,
+            transfer_exposed_s=max(0.0, now_s - (self.prompt_done_s or now_s)),
+            num_resent_blocks=self.num_resent_blocks,
+            num_blocks=len(self.ask.destination_blocks),
+        )

@@ -236,8 +236,8 @@ class PrefillService(prefill_pb2_grpc.PrefillServicer):
                     prefill_ended_s=word.ended_s,
                 )
                 return [
-                    prefill_pb2.PrefillEvent(first_tokens=first),
                     prefill_pb2.PrefillEvent(done=done),
+                    prefill_pb2.PrefillEvent(first_tokens=first),
                 ]
             case Turn(_, computing):
                 turn = prefill_pb2.PrefillTurn(**named, computing=computing)

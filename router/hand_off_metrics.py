@@ -48,4 +48,5 @@ class HandOffMetrics:
         self._busy.labels(transport).inc(hand_off.transfer_s)
         self._resent.labels(transport).inc(hand_off.num_resent_blocks)
         self._lent.labels(transport).inc(hand_off.num_lent_tokens)
-        self._exposed.labels(transport).observe(hand_off.transfer_exposed_s)
+        if hand_off.num_blocks:  # none where the first token was the last
+            self._exposed.labels(transport).observe(hand_off.transfer_exposed_s)

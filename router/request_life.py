@@ -236,21 +236,22 @@ class RequestLife:
 
     def usage(self) -> Usage:
         num_output_tokens = sum(len(sample.token_ids) for sample in self.samples)
-        return Usage(len(self.prompt_token_ids), self.num_cached_tokens, num_output_tokens)
+        return Usage(len(self.prompt_token_ids), self._num_cached(), num_output_tokens)
+
+    def _num_cached(self) -> int:
+        """Of the prompt's tokens, those that nobody computed: found on the decode worker, or on the prefill
+        worker, which also counts tokens that were forced."""
+        on_prefill = self.hand_off.num_prefill_cached_tokens if self.hand_off else 0
+        return min(max(self.num_cached_tokens, on_prefill), len(self.prompt_token_ids))
 
     def timeline(self) -> Timeline:
         choice, hand_off = self.choice, self.hand_off
-        num_prefill_cached = hand_off.num_prefill_cached_tokens if hand_off else 0
-        # The prefill worker also counts tokens that were forced.
-        num_cached = min(
-            max(self.num_cached_tokens, num_prefill_cached), len(self.prompt_token_ids)
-        )
         return Timeline(
             events=instants.relative(self.instants),
             decode_worker=choice.decode.id.worker_id if choice else "",
             prefill_worker=hand_off.prefill_worker if hand_off else "",
             num_cached_tokens=self.num_cached_tokens,
-            num_computed_tokens=len(self.prompt_token_ids) - num_cached,
+            num_computed_tokens=len(self.prompt_token_ids) - self._num_cached(),
             num_attempts=self.num_attempts + len(self.lost_prefills),
             num_preemptions=self.num_preemptions,
             predicted_local_ttft_s=choice.local_ttft_s if choice else None,

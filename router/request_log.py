@@ -31,15 +31,14 @@ class RequestLog:
     @contextmanager
     def recording(self, life: RequestLife) -> Iterator[None]:
         self._running[id(life)] = life
-        state = "cancelled"
+        state = ""
         try:
             yield
-            reasons = {s.finish_reason.name.lower() for s in life.samples if s.finish_reason}
-            state = "+".join(sorted(reasons))
         except BatonError as error:
             state = error.code
             raise
         finally:
+            state = state or _outcome(life)
             life.state = state
             del self._running[id(life)]
             self._ended.append(account := life.account())
@@ -60,3 +59,11 @@ class RequestLog:
         """Those in flight, then those that ended; newest first."""
         running = [life.account() for life in islice(reversed(self._running.values()), limit)]
         return [*running, *islice(reversed(self._ended), limit - len(running))]
+
+
+def _outcome(life: RequestLife) -> str:
+    """Of one that ended without an error. A client that hangs up once it has everything cancels nothing."""
+    if not life.done:
+        return "cancelled"
+    reasons = {s.finish_reason.name.lower() for s in life.samples if s.finish_reason}
+    return "+".join(sorted(reasons))

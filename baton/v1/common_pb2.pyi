@@ -276,6 +276,7 @@ class Usage(_message.Message):
     NUM_OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
     num_prompt_tokens: _builtins.int
     num_cached_tokens: _builtins.int
+    """of the prompt: found in a cache, on the decode or the prefill worker"""
     num_output_tokens: _builtins.int
     def __init__(
         self,
@@ -342,6 +343,7 @@ class Timeline(_message.Message):
     prefill_worker: _builtins.str
     """empty: prefilled on the decode worker"""
     num_cached_tokens: _builtins.int
+    """on the decode worker"""
     num_computed_tokens: _builtins.int
     num_attempts: _builtins.int
     num_preemptions: _builtins.int

@@ -151,8 +151,8 @@ async def test_a_link_is_there_before_it_is_needed() -> None:
         world.ask()
         await world.prefill.hears("start")  # on the same stream: there is no second hello
         world.send_blocks()
-        world.prefill.say(first_tokens=prefill_pb2.FirstTokens(**NAMED))
         world.prefill.say(done=prefill_pb2.PrefillDone(**NAMED))
+        world.prefill.say(first_tokens=prefill_pb2.FirstTokens(**NAMED))
         assert {type(await world.events.get()) for _ in range(2)} == {FirstTokens, HandOffDone}
         await world.prefill.hears("confirm")
 
@@ -242,8 +242,8 @@ async def test_a_block_that_cannot_be_read_is_not_waited_for() -> None:
     async with linked(cannot) as world:
         world.ask()
         world.send_blocks()
-        world.prefill.say(first_tokens=prefill_pb2.FirstTokens(**NAMED))
         world.prefill.say(done=prefill_pb2.PrefillDone(**NAMED))
+        world.prefill.say(first_tokens=prefill_pb2.FirstTokens(**NAMED))
         while not isinstance(failed := await world.events.get(), HandOffFailed):
             assert isinstance(failed, FirstTokens)
         assert isinstance(failed.error, Internal)

@@ -22,6 +22,7 @@ from decode_worker.messages import (
     HandOffDone,
     HandOffFailed,
     Key,
+    PrefillAccount,
     Reroute,
 )
 from tests.fake_runner import expected_output, next_token
@@ -30,6 +31,9 @@ from tests.unit.test_decode_requests import VOCAB, World
 P = PrefillChoice(PoolId("p"), 1, "127.0.0.1:1")
 Asked = dict[Key, tuple[list[int], int, int]]  # prompt, n, max_tokens
 REPORT = HandOffReport("p", 1, 0.1, 0.0, 0)
+ACCOUNT = PrefillAccount(
+    HandOffReport("p", 0, 0.0, 0.0, 4), {"prefill_start": 0.25, "prefill_end": 0.5}
+)
 
 
 class RemoteWorld(World):
@@ -76,7 +80,7 @@ class RemoteWorld(World):
 
     def complete(self, transfer: int) -> None:
         ask = self.asked.pop(transfer)
-        self.role.handle(FirstTokens(transfer, self.draw(ask)), self.now_s)
+        self.role.handle(FirstTokens(transfer, self.draw(ask), (), ACCOUNT), self.now_s)
         self.collect()
         if transfer in self.abandoned:
             return  # the first token ended it
@@ -88,7 +92,7 @@ class RemoteWorld(World):
         """Some of it arrived, perhaps the first token, perhaps with proof that nothing follows."""
         ask = self.asked.pop(transfer)
         if rng.random() < 0.5:
-            self.role.handle(FirstTokens(transfer, self.draw(ask)), self.now_s)
+            self.role.handle(FirstTokens(transfer, self.draw(ask), (), ACCOUNT), self.now_s)
             self.collect()
         if transfer in self.abandoned:
             return
@@ -153,7 +157,7 @@ def test_a_first_token_that_ends_the_request_fences_the_transfer() -> None:
     world = RemoteWorld(num_blocks=64)
     world.start((1, 1), [1, 2, 3, 4, 5], max_tokens=1, prefill=P)
     (ask,) = world.asked.values()
-    world.role.handle(FirstTokens(ask.transfer, world.draw(ask)), world.now_s)
+    world.role.handle(FirstTokens(ask.transfer, world.draw(ask), (), ACCOUNT), world.now_s)
     world.collect()
     assert world.finished == {(1, 1): None}
     assert world.reasons[(1, 1), 0] is FinishReason.LENGTH
@@ -161,6 +165,28 @@ def test_a_first_token_that_ends_the_request_fences_the_transfer() -> None:
     world.fence_all()
     assert world.blocks.counts().quarantined == 0
     world.assert_nothing_held()
+
+
+def test_what_ends_before_its_blocks_are_here_tells_who_computed_its_prompt() -> None:
+    world = RemoteWorld(num_blocks=64)
+    world.start((1, 1), [1, 2, 3, 4, 5], max_tokens=1, prefill=P)
+    (ask,) = world.asked.values()
+    world.role.handle(FirstTokens(ask.transfer, world.draw(ask), (), ACCOUNT), world.now_s)
+    (finished,) = world.role.take_commands().outboxes[1].finished
+    assert finished.hand_off == ACCOUNT.report
+    assert ACCOUNT.instants.items() <= finished.instants.items()
+
+
+def test_who_computed_a_prompt_in_vain_is_not_told() -> None:
+    world = RemoteWorld(num_blocks=64)
+    world.start((1, 1), [1, 2, 3, 4, 5], max_tokens=2, prefill=P)
+    (ask,) = world.asked.values()
+    world.role.handle(FirstTokens(ask.transfer, world.draw(ask), (), ACCOUNT), world.now_s)
+    world.role.handle(HandOffFailed(ask.transfer, Unavailable("gone"), 0, fenced=True), world.now_s)
+    world.role.handle(Cancel((1, 1)), world.now_s)
+    (finished,) = world.role.take_commands().outboxes[1].finished
+    assert finished.hand_off is None
+    assert not ACCOUNT.instants.keys() & finished.instants.keys()
 
 
 def test_a_lost_prefill_worker_leaves_what_was_verified_and_another_goes_on() -> None:
@@ -192,7 +218,7 @@ def test_without_another_prefill_worker_the_prompt_is_computed_here() -> None:
     prompt = list(range(30))
     world.start((1, 1), prompt, max_tokens=8, prefill=P)
     (ask,) = world.asked.values()
-    world.role.handle(FirstTokens(ask.transfer, world.draw(ask)), world.now_s)
+    world.role.handle(FirstTokens(ask.transfer, world.draw(ask), (), ACCOUNT), world.now_s)
     world.role.handle(HandOffFailed(ask.transfer, Unavailable("gone"), 0, fenced=True), world.now_s)
     world.role.handle(Reroute((1, 1), None), world.now_s)
     world.collect()
@@ -241,7 +267,7 @@ def test_log_probabilities_of_the_prompt_are_said_once_however_many_prefill_work
     for _ in range(2):
         (ask,) = world.asked.values()
         draws = world.draw(ask)
-        world.role.handle(FirstTokens(ask.transfer, draws, said), world.now_s)
+        world.role.handle(FirstTokens(ask.transfer, draws, said, ACCOUNT), world.now_s)
         for outbox in world.role.take_commands().outboxes.values():
             heard += [position for _, each in outbox.prompt_logprobs for position in each]
         world.asked.clear()
@@ -259,7 +285,7 @@ def test_what_the_prefill_worker_could_not_draw_is_drawn_here() -> None:
     world.start((1, 1), prompt, max_tokens=8, n=2, prefill=P)
     (ask,) = world.asked.values()
     foreign = [FirstToken(1, VOCAB)]
-    world.role.handle(FirstTokens(ask.transfer, foreign), world.now_s)
+    world.role.handle(FirstTokens(ask.transfer, foreign, (), ACCOUNT), world.now_s)
     world.write(ask, len(prompt))
     world.role.handle(HandOffDone(ask.transfer, REPORT, {}), world.now_s)
     plan = world.role.schedule(world.now_s)
