@@ -3,6 +3,7 @@
     BatonError
     +-- InvalidArgument        the request is wrong; `field` names where
     |   +-- UnknownModel
+    |   +-- ContextLengthExceeded   prompt and output do not fit into the model's context
     +-- Unauthenticated
     +-- PermissionDenied
     +-- NotFound
@@ -49,6 +50,10 @@ class InvalidArgument(BatonError):
 
 
 class UnknownModel(InvalidArgument):
+    pass
+
+
+class ContextLengthExceeded(InvalidArgument):
     pass
 
 
@@ -124,7 +129,8 @@ class Status:
 STATUS: dict[type[BatonError], Status] = {
     BatonError: Status("internal", "INTERNAL", 500),
     InvalidArgument: Status("invalid_argument", "INVALID_ARGUMENT", 400),
-    UnknownModel: Status("unknown_model", "NOT_FOUND", 404),
+    UnknownModel: Status("model_not_found", "NOT_FOUND", 404),  # as OpenAI's API calls it
+    ContextLengthExceeded: Status("context_length_exceeded", "INVALID_ARGUMENT", 400),
     Unauthenticated: Status("unauthenticated", "UNAUTHENTICATED", 401),
     PermissionDenied: Status("permission_denied", "PERMISSION_DENIED", 403),
     NotFound: Status("not_found", "NOT_FOUND", 404),

@@ -3,7 +3,7 @@
 A face turns what it received into a `GenerateInput`, and what `Frontend.generate` yields into its
 own wire format. It knows no worker; the dispatcher knows no wire format of clients.
 
-    Admitted, [PromptLogprobs], Deltas*, Finished          or a BatonError at any point
+    Admitted, PromptLogprobs*, Deltas*, Finished          or a BatonError at any point
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ class Admitted:
 
 @dataclass(frozen=True, slots=True)
 class PromptLogprobs:
-    """One position per prompt token after the first; only where they were asked for."""
+    """Some of the positions, in order; in all one per prompt token after the first. Only where they were
+    asked for."""
 
     positions: tuple[PositionLogprobs, ...]
 

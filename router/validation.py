@@ -17,16 +17,20 @@ for would look like the model's own decision (as in vLLM and in OpenAI's API).
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from baton.errors import InvalidArgument
+from baton.errors import ContextLengthExceeded, InvalidArgument
 from baton.sampling_ranges import check_sampling, check_token_ids
 from baton.types import SamplingParams
 from router.request import Chat, GenerateInput, SamplingDefaults, SamplingInput
 
 _T = TypeVar("_T")
 
+MAX_REQUEST_ID_CHARS = 128
+MAX_TENANT_CHARS = 128
+_REQUEST_ID = re.compile(rf"[A-Za-z0-9._:\-]{{1,{MAX_REQUEST_ID_CHARS}}}")
 MAX_PROMPT_LOGPROB_ENTRIES = 1 << 20  # of at most 11 bytes; the chosen token, its rank, k others
 
 
@@ -60,6 +64,7 @@ def check_at_a_glance(request: GenerateInput, limits: ModelLimits) -> None:
 def check_request(request: GenerateInput, limits: ModelLimits) -> None:
     """Refuses whatever is wrong whatever the prompt's number of tokens turns out to be."""
     check_at_a_glance(request, limits)
+    _check_names(request)
     _check_prompt(request, limits)
     check_sampling(request.sampling, limits.vocab_size)
     _check_continuation(request, limits)
@@ -137,8 +142,8 @@ def check_text_length(num_chars: int, limits: ModelLimits, *, field: str) -> Non
         raise _too_long(f"{num_chars} characters, at most {longest} in a token", limits, field)
 
 
-def _too_long(size: str, limits: ModelLimits, field: str) -> InvalidArgument:
-    return InvalidArgument(
+def _too_long(size: str, limits: ModelLimits, field: str) -> ContextLengthExceeded:
+    return ContextLengthExceeded(
         f"the prompt has {size}; the model's context of {limits.max_model_len} allows at most "
         f"{limits.max_model_len - 1} tokens",
         field=field,
@@ -152,7 +157,7 @@ def _resolve_max_tokens(
     if sampling.max_tokens is None:
         return remaining
     if sampling.max_tokens > remaining:
-        raise InvalidArgument(
+        raise ContextLengthExceeded(
             f"is {sampling.max_tokens}, but the prompt's {num_prompt_tokens} tokens leave "
             f"{remaining} of the model's context of {limits.max_model_len}",
             field="sampling.max_tokens",
@@ -175,6 +180,19 @@ def _check_num_prompt_logprobs(sampling: SamplingInput, num_prompt_tokens: int) 
             f"is {sampling.prompt_logprobs}, which is given for prompts of at most {most} tokens; "
             f"this one has {num_prompt_tokens}",
             field="sampling.prompt_logprobs",
+        )
+
+
+def _check_names(request: GenerateInput) -> None:
+    """They go through all processes: into logs, traces, metrics and file names."""
+    if request.request_id and not _REQUEST_ID.fullmatch(request.request_id):
+        raise InvalidArgument(
+            f"must be 1 to {MAX_REQUEST_ID_CHARS} letters, digits and . _ : -", field="request_id"
+        )
+    if len(request.tenant) > MAX_TENANT_CHARS or not request.tenant.isprintable():
+        raise InvalidArgument(
+            f"must have at most {MAX_TENANT_CHARS} characters, all of them printable",
+            field="tenant",
         )
 
 

@@ -34,7 +34,7 @@ def prompt(request: inference_pb2.GenerateRequest | inference_pb2.TokenizeReques
         case "text":
             return request.text
         case "chat":
-            return Chat(tuple(Message(m.role, m.content) for m in request.chat.messages))
+            return Chat(tuple(Message(m.role, m.content, m.name) for m in request.chat.messages))
         case "token_ids":
             assert isinstance(request, inference_pb2.GenerateRequest)
             return tuple(request.token_ids.ids)

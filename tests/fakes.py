@@ -33,6 +33,7 @@ class FakeFrontend:
         self.error_at = -1  # before Admitted
         self.hang_at: int | None = None
         self.serving = True
+        self.num_prompt_messages = 1  # of prompt log-probabilities
         self.closed = asyncio.Semaphore(0)
         self.reached = asyncio.Event()  # a request hangs
 
@@ -43,6 +44,8 @@ class FakeFrontend:
         return self.serving
 
     def token_bytes(self, model: str, token_id: int) -> bytes:
+        if model not in ("tiny", "org/other"):
+            return b""
         return self.pieces[token_id].encode() if token_id < len(self.pieces) else b"\xf0\x9f"
 
     async def generate(self, request: GenerateInput) -> AsyncGenerator[GenerateUpdate, None]:
@@ -52,7 +55,8 @@ class FakeFrontend:
             await self._trouble(-1)
             yield Admitted(request.request_id, request.model or "tiny", 1, 2)
             if request.sampling.prompt_logprobs is not None:
-                yield PromptLogprobs((_logprobs(1),))
+                for _ in range(self.num_prompt_messages):
+                    yield PromptLogprobs((_logprobs(1),))
             n = request.sampling.n or 1
             for step in range(len(self.pieces)):
                 await self._trouble(step)

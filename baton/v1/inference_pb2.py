@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from baton.v1 import common_pb2 as baton_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x62\x61ton/v1/inference.proto\x12\x08\x62\x61ton.v1\x1a\x15\x62\x61ton/v1/common.proto\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"/\n\x04\x43hat\x12\'\n\x08messages\x18\x01 \x03(\x0b\x32\x15.baton.v1.ChatMessage\"\xcc\x02\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x12\'\n\ttoken_ids\x18\x04 \x01(\x0b\x32\x12.baton.v1.TokenIdsH\x00\x12\x1e\n\x04\x63hat\x18\x05 \x01(\x0b\x32\x0e.baton.v1.ChatH\x00\x12*\n\x08sampling\x18\x06 \x01(\x0b\x32\x18.baton.v1.SamplingParams\x12,\n\x10output_token_ids\x18\x07 \x03(\x0b\x32\x12.baton.v1.TokenIds\x12\x0e\n\x06tenant\x18\x08 \x01(\t\x12\x10\n\x08priority\x18\t \x01(\x05\x12\x17\n\ndetokenize\x18\n \x01(\x08H\x01\x88\x01\x01\x12\x0f\n\x07weights\x18\x0b \x01(\tB\x08\n\x06promptB\r\n\x0b_detokenize\"\xc6\x01\n\x0bSampleDelta\x12\x14\n\x0csample_index\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12,\n\x08logprobs\x18\x04 \x03(\x0b\x32\x1a.baton.v1.PositionLogprobs\x12-\n\rfinish_reason\x18\x05 \x01(\x0e\x32\x16.baton.v1.FinishReason\x12\x0c\n\x04stop\x18\x06 \x01(\t\x12\x15\n\rstop_token_id\x18\x07 \x01(\r\"S\n\x08\x41\x64mitted\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04seed\x18\x02 \x01(\x04\x12\x19\n\x11num_prompt_tokens\x18\x03 \x01(\r\x12\x0f\n\x07weights\x18\x04 \x01(\t\"\xee\x01\n\x10GenerateResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12$\n\x08\x61\x64mitted\x18\x02 \x01(\x0b\x32\x12.baton.v1.Admitted\x12\x33\n\x0fprompt_logprobs\x18\x03 \x03(\x0b\x32\x1a.baton.v1.PositionLogprobs\x12%\n\x06\x64\x65ltas\x18\x04 \x03(\x0b\x32\x15.baton.v1.SampleDelta\x12\x1e\n\x05usage\x18\x05 \x01(\x0b\x32\x0f.baton.v1.Usage\x12$\n\x08timeline\x18\x06 \x01(\x0b\x32\x12.baton.v1.Timeline\"o\n\x0eSessionRequest\x12\'\n\x05start\x18\x01 \x01(\x0b\x32\x16.baton.v1.SessionStartH\x00\x12)\n\x06\x63\x61ncel\x18\x02 \x01(\x0b\x32\x17.baton.v1.SessionCancelH\x00\x42\t\n\x07message\"o\n\x0cSessionStart\x12\x0b\n\x03key\x18\x01 \x01(\x04\x12*\n\x07request\x18\x02 \x01(\x0b\x32\x19.baton.v1.GenerateRequest\x12\x11\n\ttimeout_s\x18\x03 \x01(\x01\x12\x13\n\x0btraceparent\x18\x04 \x01(\t\"\x1c\n\rSessionCancel\x12\x0b\n\x03key\x18\x01 \x01(\x04\";\n\x0fSessionResponse\x12(\n\x07updates\x18\x01 \x03(\x0b\x32\x17.baton.v1.SessionUpdate\"j\n\rSessionUpdate\x12\x0b\n\x03key\x18\x01 \x01(\x04\x12,\n\x08response\x18\x02 \x01(\x0b\x32\x1a.baton.v1.GenerateResponse\x12\x1e\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x0f.baton.v1.Error\"\x92\x01\n\x0fTokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12\x1e\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x0e.baton.v1.ChatH\x00\x12\x1f\n\x12\x61\x64\x64_special_tokens\x18\x04 \x01(\x08H\x01\x88\x01\x01\x42\x08\n\x06promptB\x15\n\x13_add_special_tokens\"%\n\x10TokenizeResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\"o\n\x11\x44\x65tokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12 \n\x13skip_special_tokens\x18\x03 \x01(\x08H\x00\x88\x01\x01\x42\x16\n\x14_skip_special_tokens\"\"\n\x12\x44\x65tokenizeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\"\x13\n\x11ListModelsRequest\"X\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rmax_model_len\x18\x02 \x01(\r\x12\x12\n\nvocab_size\x18\x03 \x01(\r\x12\x16\n\x0e\x63reated_unix_s\x18\x04 \x01(\x03\"5\n\x12ListModelsResponse\x12\x1f\n\x06models\x18\x01 \x03(\x0b\x32\x0f.baton.v1.Model2\xe9\x02\n\tInference\x12\x43\n\x08Generate\x12\x19.baton.v1.GenerateRequest\x1a\x1a.baton.v1.GenerateResponse0\x01\x12\x42\n\x07Session\x12\x18.baton.v1.SessionRequest\x1a\x19.baton.v1.SessionResponse(\x01\x30\x01\x12\x41\n\x08Tokenize\x12\x19.baton.v1.TokenizeRequest\x1a\x1a.baton.v1.TokenizeResponse\x12G\n\nDetokenize\x12\x1b.baton.v1.DetokenizeRequest\x1a\x1c.baton.v1.DetokenizeResponse\x12G\n\nListModels\x12\x1b.baton.v1.ListModelsRequest\x1a\x1c.baton.v1.ListModelsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x62\x61ton/v1/inference.proto\x12\x08\x62\x61ton.v1\x1a\x15\x62\x61ton/v1/common.proto\":\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\"/\n\x04\x43hat\x12\'\n\x08messages\x18\x01 \x03(\x0b\x32\x15.baton.v1.ChatMessage\"\xcc\x02\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x12\'\n\ttoken_ids\x18\x04 \x01(\x0b\x32\x12.baton.v1.TokenIdsH\x00\x12\x1e\n\x04\x63hat\x18\x05 \x01(\x0b\x32\x0e.baton.v1.ChatH\x00\x12*\n\x08sampling\x18\x06 \x01(\x0b\x32\x18.baton.v1.SamplingParams\x12,\n\x10output_token_ids\x18\x07 \x03(\x0b\x32\x12.baton.v1.TokenIds\x12\x0e\n\x06tenant\x18\x08 \x01(\t\x12\x10\n\x08priority\x18\t \x01(\x05\x12\x17\n\ndetokenize\x18\n \x01(\x08H\x01\x88\x01\x01\x12\x0f\n\x07weights\x18\x0b \x01(\tB\x08\n\x06promptB\r\n\x0b_detokenize\"\xc6\x01\n\x0bSampleDelta\x12\x14\n\x0csample_index\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12,\n\x08logprobs\x18\x04 \x03(\x0b\x32\x1a.baton.v1.PositionLogprobs\x12-\n\rfinish_reason\x18\x05 \x01(\x0e\x32\x16.baton.v1.FinishReason\x12\x0c\n\x04stop\x18\x06 \x01(\t\x12\x15\n\rstop_token_id\x18\x07 \x01(\r\"S\n\x08\x41\x64mitted\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04seed\x18\x02 \x01(\x04\x12\x19\n\x11num_prompt_tokens\x18\x03 \x01(\r\x12\x0f\n\x07weights\x18\x04 \x01(\t\"\xee\x01\n\x10GenerateResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12$\n\x08\x61\x64mitted\x18\x02 \x01(\x0b\x32\x12.baton.v1.Admitted\x12\x33\n\x0fprompt_logprobs\x18\x03 \x03(\x0b\x32\x1a.baton.v1.PositionLogprobs\x12%\n\x06\x64\x65ltas\x18\x04 \x03(\x0b\x32\x15.baton.v1.SampleDelta\x12\x1e\n\x05usage\x18\x05 \x01(\x0b\x32\x0f.baton.v1.Usage\x12$\n\x08timeline\x18\x06 \x01(\x0b\x32\x12.baton.v1.Timeline\"o\n\x0eSessionRequest\x12\'\n\x05start\x18\x01 \x01(\x0b\x32\x16.baton.v1.SessionStartH\x00\x12)\n\x06\x63\x61ncel\x18\x02 \x01(\x0b\x32\x17.baton.v1.SessionCancelH\x00\x42\t\n\x07message\"o\n\x0cSessionStart\x12\x0b\n\x03key\x18\x01 \x01(\x04\x12*\n\x07request\x18\x02 \x01(\x0b\x32\x19.baton.v1.GenerateRequest\x12\x11\n\ttimeout_s\x18\x03 \x01(\x01\x12\x13\n\x0btraceparent\x18\x04 \x01(\t\"\x1c\n\rSessionCancel\x12\x0b\n\x03key\x18\x01 \x01(\x04\";\n\x0fSessionResponse\x12(\n\x07updates\x18\x01 \x03(\x0b\x32\x17.baton.v1.SessionUpdate\"j\n\rSessionUpdate\x12\x0b\n\x03key\x18\x01 \x01(\x04\x12,\n\x08response\x18\x02 \x01(\x0b\x32\x1a.baton.v1.GenerateResponse\x12\x1e\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x0f.baton.v1.Error\"\x92\x01\n\x0fTokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12\x1e\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x0e.baton.v1.ChatH\x00\x12\x1f\n\x12\x61\x64\x64_special_tokens\x18\x04 \x01(\x08H\x01\x88\x01\x01\x42\x08\n\x06promptB\x15\n\x13_add_special_tokens\"%\n\x10TokenizeResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\"o\n\x11\x44\x65tokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12 \n\x13skip_special_tokens\x18\x03 \x01(\x08H\x00\x88\x01\x01\x42\x16\n\x14_skip_special_tokens\"\"\n\x12\x44\x65tokenizeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\"\x13\n\x11ListModelsRequest\"X\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rmax_model_len\x18\x02 \x01(\r\x12\x12\n\nvocab_size\x18\x03 \x01(\r\x12\x16\n\x0e\x63reated_unix_s\x18\x04 \x01(\x03\"5\n\x12ListModelsResponse\x12\x1f\n\x06models\x18\x01 \x03(\x0b\x32\x0f.baton.v1.Model2\xe9\x02\n\tInference\x12\x43\n\x08Generate\x12\x19.baton.v1.GenerateRequest\x1a\x1a.baton.v1.GenerateResponse0\x01\x12\x42\n\x07Session\x12\x18.baton.v1.SessionRequest\x1a\x19.baton.v1.SessionResponse(\x01\x30\x01\x12\x41\n\x08Tokenize\x12\x19.baton.v1.TokenizeRequest\x1a\x1a.baton.v1.TokenizeResponse\x12G\n\nDetokenize\x12\x1b.baton.v1.DetokenizeRequest\x1a\x1c.baton.v1.DetokenizeResponse\x12G\n\nListModels\x12\x1b.baton.v1.ListModelsRequest\x1a\x1c.baton.v1.ListModelsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,41 +33,41 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'baton.v1.inference_pb2', _g
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_CHATMESSAGE']._serialized_start=61
-  _globals['_CHATMESSAGE']._serialized_end=105
-  _globals['_CHAT']._serialized_start=107
-  _globals['_CHAT']._serialized_end=154
-  _globals['_GENERATEREQUEST']._serialized_start=157
-  _globals['_GENERATEREQUEST']._serialized_end=489
-  _globals['_SAMPLEDELTA']._serialized_start=492
-  _globals['_SAMPLEDELTA']._serialized_end=690
-  _globals['_ADMITTED']._serialized_start=692
-  _globals['_ADMITTED']._serialized_end=775
-  _globals['_GENERATERESPONSE']._serialized_start=778
-  _globals['_GENERATERESPONSE']._serialized_end=1016
-  _globals['_SESSIONREQUEST']._serialized_start=1018
-  _globals['_SESSIONREQUEST']._serialized_end=1129
-  _globals['_SESSIONSTART']._serialized_start=1131
-  _globals['_SESSIONSTART']._serialized_end=1242
-  _globals['_SESSIONCANCEL']._serialized_start=1244
-  _globals['_SESSIONCANCEL']._serialized_end=1272
-  _globals['_SESSIONRESPONSE']._serialized_start=1274
-  _globals['_SESSIONRESPONSE']._serialized_end=1333
-  _globals['_SESSIONUPDATE']._serialized_start=1335
-  _globals['_SESSIONUPDATE']._serialized_end=1441
-  _globals['_TOKENIZEREQUEST']._serialized_start=1444
-  _globals['_TOKENIZEREQUEST']._serialized_end=1590
-  _globals['_TOKENIZERESPONSE']._serialized_start=1592
-  _globals['_TOKENIZERESPONSE']._serialized_end=1629
-  _globals['_DETOKENIZEREQUEST']._serialized_start=1631
-  _globals['_DETOKENIZEREQUEST']._serialized_end=1742
-  _globals['_DETOKENIZERESPONSE']._serialized_start=1744
-  _globals['_DETOKENIZERESPONSE']._serialized_end=1778
-  _globals['_LISTMODELSREQUEST']._serialized_start=1780
-  _globals['_LISTMODELSREQUEST']._serialized_end=1799
-  _globals['_MODEL']._serialized_start=1801
-  _globals['_MODEL']._serialized_end=1889
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1891
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1944
-  _globals['_INFERENCE']._serialized_start=1947
-  _globals['_INFERENCE']._serialized_end=2308
+  _globals['_CHATMESSAGE']._serialized_end=119
+  _globals['_CHAT']._serialized_start=121
+  _globals['_CHAT']._serialized_end=168
+  _globals['_GENERATEREQUEST']._serialized_start=171
+  _globals['_GENERATEREQUEST']._serialized_end=503
+  _globals['_SAMPLEDELTA']._serialized_start=506
+  _globals['_SAMPLEDELTA']._serialized_end=704
+  _globals['_ADMITTED']._serialized_start=706
+  _globals['_ADMITTED']._serialized_end=789
+  _globals['_GENERATERESPONSE']._serialized_start=792
+  _globals['_GENERATERESPONSE']._serialized_end=1030
+  _globals['_SESSIONREQUEST']._serialized_start=1032
+  _globals['_SESSIONREQUEST']._serialized_end=1143
+  _globals['_SESSIONSTART']._serialized_start=1145
+  _globals['_SESSIONSTART']._serialized_end=1256
+  _globals['_SESSIONCANCEL']._serialized_start=1258
+  _globals['_SESSIONCANCEL']._serialized_end=1286
+  _globals['_SESSIONRESPONSE']._serialized_start=1288
+  _globals['_SESSIONRESPONSE']._serialized_end=1347
+  _globals['_SESSIONUPDATE']._serialized_start=1349
+  _globals['_SESSIONUPDATE']._serialized_end=1455
+  _globals['_TOKENIZEREQUEST']._serialized_start=1458
+  _globals['_TOKENIZEREQUEST']._serialized_end=1604
+  _globals['_TOKENIZERESPONSE']._serialized_start=1606
+  _globals['_TOKENIZERESPONSE']._serialized_end=1643
+  _globals['_DETOKENIZEREQUEST']._serialized_start=1645
+  _globals['_DETOKENIZEREQUEST']._serialized_end=1756
+  _globals['_DETOKENIZERESPONSE']._serialized_start=1758
+  _globals['_DETOKENIZERESPONSE']._serialized_end=1792
+  _globals['_LISTMODELSREQUEST']._serialized_start=1794
+  _globals['_LISTMODELSREQUEST']._serialized_end=1813
+  _globals['_MODEL']._serialized_start=1815
+  _globals['_MODEL']._serialized_end=1903
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1905
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1958
+  _globals['_INFERENCE']._serialized_start=1961
+  _globals['_INFERENCE']._serialized_end=2322
 # @@protoc_insertion_point(module_scope)

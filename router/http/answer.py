@@ -34,6 +34,7 @@ from router.http.choices import (
 from router.http.disconnect import ClientGone, while_connected
 from router.http.errors import error_body, error_response
 from router.http.in_flight import InFlight
+from router.http.logprobs import TokenNames
 from router.off_loop import OffLoop
 
 log = logging.getLogger(__name__)
@@ -53,6 +54,9 @@ class Answer(Protocol):
 
     @property
     def chunk(self) -> str: ...
+
+    @property
+    def token_names(self) -> TokenNames: ...
 
     def choice(self, choice: Choice) -> dict[str, Any]: ...
 
@@ -78,6 +82,7 @@ async def answer_whole(
             return await collect(frontend, call)
 
     collected = await while_connected(receive, work())
+    answer.token_names.model = collected.model
     data = await off_loop.run(
         lambda: _body(call, answer, collected),
         collected.num_shown,
@@ -152,6 +157,7 @@ class EventStream(Response):
                     for choice in self._choices(prompt_index, delta)
                 )
             case Admitted():
+                self._answer.token_names.model = update.model
                 self._head = self._chunk_head(update.model)
             case Finished():
                 self._finished.append(update)

@@ -8,7 +8,7 @@ It knows neither workers nor tokens. A bearer token is accepted and not looked a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import Any
 
@@ -60,14 +60,14 @@ def create_app(
     its body is given up; None for no limit. `off_loop`: where long bodies are read. `in_flight`: of
     whoever is to end its requests."""
     face = _Face(frontend, registry, slow_client_s, off_loop or OffLoop(), in_flight or InFlight())
-    return Starlette(
+    app = Starlette(
         routes=[
-            Route("/v1/chat/completions", face.chat, methods=["POST"]),
-            Route("/v1/completions", face.completions, methods=["POST"]),
-            Route("/v1/models", face.models),
+            *_routes("/v1/chat/completions", face.chat, "POST"),
+            *_routes("/v1/completions", face.completions, "POST"),
+            *_routes("/v1/models", face.models),
             Route("/v1/models/{name:path}", face.model),
-            Route("/health", face.health),
-            Route("/metrics", face.metrics),
+            *_routes("/health", face.health),
+            *_routes("/metrics", face.metrics),
         ],
         middleware=[Middleware(RequestIdMiddleware)],
         exception_handlers={
@@ -78,6 +78,15 @@ def create_app(
             Exception: _defect,
         },
     )
+    app.router.redirect_slashes = False  # it would name http:// also where a proxy speaks https
+    return app
+
+
+def _routes(
+    path: str, endpoint: Callable[[Request], Awaitable[Response]], method: str = "GET"
+) -> list[Route]:
+    """With a slash at its end, too, as some clients put their paths together."""
+    return [Route(path + end, endpoint, methods=[method]) for end in ("", "/")]
 
 
 class _Face:
@@ -97,18 +106,22 @@ class _Face:
 
     async def chat(self, request: Request) -> Response:
         call = await self._call(request, read_chat)
-        return await self._answer(request, call, ChatAnswer(call, self._names(call)))
+        return await self._answer(
+            request, call, ChatAnswer(call, TokenNames(self._frontend.token_bytes))
+        )
 
     async def completions(self, request: Request) -> Response:
         call = await self._call(request, read_completion)
-        return await self._answer(request, call, CompletionAnswer(call, self._names(call)))
+        return await self._answer(
+            request, call, CompletionAnswer(call, TokenNames(self._frontend.token_bytes))
+        )
 
     async def models(self, request: Request) -> Response:
         cards = [_show_card(card) for card in self._frontend.models()]
         return JSONResponse({"object": "list", "data": cards})
 
     async def model(self, request: Request) -> Response:
-        name = request.path_params["name"]
+        name = request.path_params["name"].removesuffix("/")
         for card in self._frontend.models():
             if card.name == name:
                 return JSONResponse(_show_card(card))
@@ -146,10 +159,6 @@ class _Face:
             self._frontend, call, answer, request.receive, self._in_flight, self._off_loop
         )
 
-    def _names(self, call: Call) -> TokenNames:
-        model = call.inputs[0].model
-        return lambda token_id: self._frontend.token_bytes(model, token_id)
-
 
 def _show_card(card: ModelCard) -> dict[str, Any]:
     return {
@@ -179,7 +188,7 @@ async def _http_exception(request: Request, error: Exception) -> Response:
     """An unknown path, or a method that it does not have."""
     assert isinstance(error, HTTPException)
     reason = HTTPStatus(error.status_code).phrase
-    message = f"{reason}: {request.method} {request.url.path}"
+    message = f"{reason}: {request.method} {request.scope['path']}"
     kind = NotFound if error.status_code == HTTPStatus.NOT_FOUND else InvalidArgument
     response = error_response(kind(message), status=error.status_code)
     response.headers.update(error.headers or {})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 from starlette.requests import Request
@@ -11,11 +10,10 @@ from baton.errors import InvalidArgument
 from baton.rpc.context import traceparent
 from baton.sampling_ranges import check_ranges
 from router.http.fields import Fields, as_string
+from router.http.request_id import usable_request_id
 from router.request import GenerateInput, Prompt, SamplingInput
 
 TENANT_HEADER = "x-baton-tenant"
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._:\-]{1,128}")
-_MAX_TENANT_CHARS = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,16 +45,11 @@ class Call:
 
 
 def read_caller(request: Request) -> Caller:
-    """The request id must fit into logs and file names, since it goes through all processes."""
-    request_id: str = request.state.request_id  # of RequestIdMiddleware
-    if not _REQUEST_ID.fullmatch(request_id):
-        raise InvalidArgument("must be 1 to 128 letters, digits and . _ : -", field="X-Request-Id")
-    tenant = request.headers.get(TENANT_HEADER, "")
-    if len(tenant) > _MAX_TENANT_CHARS:
-        raise InvalidArgument(
-            f"must have at most {_MAX_TENANT_CHARS} characters", field="X-Baton-Tenant"
-        )
-    return Caller(request_id, tenant, traceparent(request.headers))
+    return Caller(
+        usable_request_id(request.state.request_id),  # of RequestIdMiddleware
+        request.headers.get(TENANT_HEADER, ""),
+        traceparent(request.headers),
+    )
 
 
 def read_call(

@@ -13,13 +13,7 @@ from router.http.logprobs import TokenNames, chat_logprobs, prompt_logprobs
 from router.http.unserved import refuse_unserved
 from router.request import Chat, Message
 
-# `developer` is what newer OpenAI models call the system's role; templates know only `system`.
-_ROLES = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "assistant": "assistant",
-}
+_ROLES = ("system", "developer", "user", "assistant")
 
 
 def read_chat(body: dict[str, Any], caller: Caller) -> Call:
@@ -66,7 +60,7 @@ def _read_message(value: Any, path: str) -> Message:
     if content is None:
         raise InvalidArgument("is missing", field=fields.name("content"))
     return Message(
-        role=_ROLES[role],
+        role=role,
         content=_read_content(content, fields.name("content")),
         name=fields.string("name") or "",
     )
@@ -100,7 +94,7 @@ class ChatAnswer:
     chunk = "chat.completion.chunk"
 
     def __init__(self, call: Call, names: TokenNames) -> None:
-        self._token_names = names
+        self.token_names = names
         self._names = names if call.has_logprobs else None
         self._return_token_ids = call.return_token_ids
         self._opened: set[int] = set()
@@ -140,4 +134,4 @@ class ChatAnswer:
         positions = choices[0].prompt_logprobs  # one prompt: the same for every choice
         if positions is None:
             return {}
-        return {"prompt_logprobs": prompt_logprobs(positions, self._token_names)}
+        return {"prompt_logprobs": prompt_logprobs(positions, self.token_names)}

@@ -72,7 +72,7 @@ class CompletionAnswer:
     chunk = "text_completion"
 
     def __init__(self, call: Call, names: TokenNames) -> None:
-        self._token_names = names
+        self.token_names = names
         self._names = names if call.has_logprobs else None
         self._return_token_ids = call.return_token_ids
         self._text_offsets = [0] * (len(call.inputs) * call.n)
@@ -88,7 +88,7 @@ class CompletionAnswer:
             "stop_reason": choice.stop_reason,
         }
         if choice.prompt_logprobs is not None:
-            shown["prompt_logprobs"] = prompt_logprobs(choice.prompt_logprobs, self._token_names)
+            shown["prompt_logprobs"] = prompt_logprobs(choice.prompt_logprobs, self.token_names)
         return shown | ({"token_ids": choice.token_ids} if self._return_token_ids else {})
 
     def delta(self, index: int, delta: SampleDelta, finish: dict[str, Any]) -> list[dict[str, Any]]:

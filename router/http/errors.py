@@ -15,7 +15,7 @@ _TYPES = {
     403: "permission_error",
     429: "rate_limit_error",
 }
-_PROMPT_FIELDS = {"text": "prompt", "token_ids": "prompt"}
+_PARAMS = {"text": "prompt", "token_ids": "prompt", "tenant": "X-Baton-Tenant"}
 
 
 def param_of(field: str) -> str | None:
@@ -24,16 +24,17 @@ def param_of(field: str) -> str | None:
     if not field:
         return None
     name = re.sub(r"^(sampling|chat)\.", "", field)
-    return _PROMPT_FIELDS.get(name, name)
+    return _PARAMS.get(name, name)
 
 
 def error_body(error: BatonError, *, status: int | None = None) -> dict[str, Any]:
     status = status or STATUS[type(error)].http
     default = "invalid_request_error" if status < 500 else "server_error"
-    param = param_of(error.field)
+    param = param_of(_portable(error.field))
+    message = _portable(error.message)
     return {
         "error": {
-            "message": f"{param}: {error.message}" if param else error.message,
+            "message": f"{param}: {message}" if param else message,
             "type": _TYPES.get(status, default),
             "param": param,
             "code": error.code,
@@ -50,3 +51,8 @@ def error_response(error: BatonError, *, status: int | None = None) -> JSONRespo
     if isinstance(error, Draining):
         headers["Connection"] = "close"  # the next one leads to whoever listens then
     return JSONResponse(error_body(error, status=status), status_code=status, headers=headers)
+
+
+def _portable(text: str) -> str:
+    """What the client sent may hold lone surrogates, which no UTF-8 can: they are shown as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -12,7 +12,18 @@ from typing import Any
 
 from baton.types import PositionLogprobs
 
-TokenNames = Callable[[int], bytes]
+
+class TokenNames:
+    """The bytes of tokens. `model`: whose they are; known once the call's first request is admitted, also
+    where the call names none."""
+
+    def __init__(self, token_bytes: Callable[[str, int], bytes]) -> None:
+        self._token_bytes = token_bytes
+        self.model = ""
+
+    def __call__(self, token_id: int) -> bytes:
+        return self._token_bytes(self.model, token_id)
+
 
 _LOWEST = -9999.0  # JSON has no -inf; the value that OpenAI's API gives
 

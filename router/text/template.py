@@ -96,6 +96,10 @@ class ChatTemplate:
             ) from error
 
 
+# What newer OpenAI models call the system's role; templates know only `system`.
+_ROLES = {"developer": "system"}
+
+
 def _turn(message: Message) -> dict[str, str]:
-    turn = {"role": message.role, "content": message.content}
+    turn = {"role": _ROLES.get(message.role, message.role), "content": message.content}
     return turn | {"name": message.name} if message.name else turn

@@ -82,7 +82,7 @@ async def test_chat(client: openai.AsyncOpenAI, frontend: FakeFrontend) -> None:
     assert answer.usage.prompt_tokens_details.cached_tokens == 1
     (request,) = frontend.requests
     assert request.prompt == Chat(
-        (Message("system", "be kind"), Message("user", "a\nb"), Message("assistant", "c", "bot"))
+        (Message("developer", "be kind"), Message("user", "a\nb"), Message("assistant", "c", "bot"))
     )
     assert request.sampling == SamplingInput(
         max_tokens=3,

@@ -13,7 +13,15 @@ import httpx
 import pytest
 from prometheus_client import CollectorRegistry, Counter
 
-from baton.errors import ConfigError, Draining, InvalidArgument, Overloaded, Unavailable
+from baton.errors import (
+    ConfigError,
+    ContextLengthExceeded,
+    Draining,
+    InvalidArgument,
+    Overloaded,
+    Unavailable,
+    UnknownModel,
+)
 from router.http import json_answer
 from router.http.app import create_app
 from router.http.body import MAX_BODY_BYTES, read_json_object
@@ -77,6 +85,8 @@ def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"modalities": ["text", "audio"]}, "modalities"),
         ({"temprature": 1}, "temprature"),
+        ({"\ud800": 1}, "\\ud800"),
+        ({"metadata": {}, "a\udfffb": []}, "a\\udfffb"),
         ({"temperature": "hot"}, "temperature"),
         ({"temperature": True}, "temperature"),
         ({"temperature": 10**400}, "temperature"),
@@ -183,6 +193,8 @@ async def test_a_body_of_64_mib_is_refused_and_the_server_serves_on(
         (Overloaded("full", retry_after_s=1.2), 429, "rate_limit_error", "2"),
         (Unavailable("none", retry_after_s=0.4), 503, "server_error", "1"),
         (Draining("leaving"), 503, "server_error", None),
+        (ContextLengthExceeded("long", field="sampling.top_p"), 400, "invalid_request_error", None),
+        (UnknownModel("which?"), 404, "invalid_request_error", None),
     ],
 )
 async def test_a_refusal_has_its_own_status_also_for_a_stream(
@@ -300,10 +312,25 @@ async def test_the_request_id_is_kept_or_made(
     assert frontend.requests[0].tenant == "acme"
     response = await app_client.post("/v1/completions", json=COMPLETION)
     assert response.headers["x-request-id"] == frontend.requests[1].request_id
-    response = await app_client.post(
-        "/v1/completions", json=COMPLETION, headers={"X-Request-Id": "a b"}
-    )
-    assert error_of(response, 400)["param"] == "X-Request-Id"
+
+
+@pytest.mark.parametrize(
+    ("own", "used"),
+    [("a/7", "a_7"), ("uuid#1", "uuid_1"), ("Root=1-\xe9", "Root_1-_"), ("x" * 500, "x" * 120)],
+)
+async def test_a_request_id_of_another_kind_is_made_usable_and_given_back(
+    app_client: httpx.AsyncClient, frontend: FakeFrontend, own: str, used: str
+) -> None:
+    for prompt in ("hi", ["hi", "ho"]):
+        response = await app_client.post(
+            "/v1/completions",
+            json=COMPLETION | {"prompt": prompt},
+            headers={b"X-Request-Id": own.encode("latin-1")},
+        )
+        assert response.status_code == 200
+        assert response.headers.raw[-1] == (b"x-request-id", own.encode("latin-1"))
+        assert response.json()["id"] == f"cmpl-{used}"
+    assert [r.request_id for r in frontend.requests] == [used, f"{used}-0", f"{used}-1"]
 
 
 async def test_fields_that_change_nothing_are_ignored(
@@ -377,3 +404,35 @@ async def test_a_long_answer_is_written_off_the_event_loop(
     assert [thread == here for thread in threads] == [True, False]
     assert short.headers["content-type"] == long.headers["content-type"] == "application/json"
     assert long.json()["choices"][0]["text"] == "word " * 5_000
+
+
+async def test_a_slash_at_the_end_changes_nothing(app_client: httpx.AsyncClient) -> None:
+    listed = await app_client.get("/v1/models/")
+    assert [card["id"] for card in listed.json()["data"]] == ["tiny", "org/other"]
+    assert (await app_client.get("/v1/models/org/other/")).json()["id"] == "org/other"
+    assert (await app_client.get("/health/")).status_code == 200
+    for path, body in (("completions", COMPLETION), ("chat/completions", CHAT)):
+        assert (await app_client.post(f"/v1/{path}/", json=body)).status_code == 200
+    error = error_of(await app_client.get("/v1/models/none"), 404)
+    assert (error["code"], error["param"]) == ("model_not_found", "model")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_log_probabilities_name_tokens_of_the_one_model_that_is_served(
+    app_client: httpx.AsyncClient, stream: bool
+) -> None:
+    body = {"prompt": "hi", "logprobs": 1, "stream": stream}
+    response = await app_client.post("/v1/completions", json=body)
+    answers = events_of(response) if stream else [response.json()]
+    tokens = [token for each in answers for token in each["choices"][0]["logprobs"]["tokens"]]
+    assert tokens == ["Hello", " ", "world"]
+
+
+async def test_log_probabilities_of_a_prompt_that_come_in_several_messages_are_one_list(
+    app_client: httpx.AsyncClient, frontend: FakeFrontend
+) -> None:
+    frontend.num_prompt_messages = 3
+    response = await app_client.post("/v1/completions", json=COMPLETION | {"prompt_logprobs": 0})
+    first, *others = response.json()["choices"][0]["prompt_logprobs"]
+    assert first is None
+    assert len(others) == 3

@@ -81,6 +81,11 @@ def test_a_rendered_chat_has_one_bos(folder: Path) -> None:
     assert model.decode(ids, skip_special_tokens=False) == model.render(messages)
 
 
+def test_a_developer_speaks_as_the_system(folder: Path) -> None:
+    model = ModelText.load(folder)
+    assert model.render([Message("developer", "x")]) == model.render([Message("system", "x")])
+
+
 def test_loop_controls_work(folder: Path) -> None:
     rendered = ModelText.load(folder).render([Message("user", str(i)) for i in range(9)])
     assert "[user]2" in rendered

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from baton.errors import InvalidArgument
+from baton.errors import ContextLengthExceeded, InvalidArgument
 from baton.types import SamplingParams
 from router.request import Chat, GenerateInput, Message, Prompt, SamplingDefaults, SamplingInput
 from router.validation import ModelLimits, check_request, resolve_sampling
@@ -196,9 +196,29 @@ def test_edges_of_the_ranges_are_served() -> None:
     assert params.logit_bias == {0: -100.0, 99: 100.0}
 
 
+@pytest.mark.parametrize(
+    ("request_id", "tenant", "field"),
+    [
+        ("a\nERROR forged", "", "request_id"),
+        ("a/7", "", "request_id"),
+        ("x" * 129, "", "request_id"),
+        ("", "acme\r\nERROR forged", "tenant"),
+        ("", "\x1b[2K", "tenant"),
+        ("", "x" * 129, "tenant"),
+    ],
+)
+def test_names_that_would_forge_what_they_are_written_into(
+    request_id: str, tenant: str, field: str
+) -> None:
+    assert refusal(GenerateInput((1,), request_id=request_id, tenant=tenant)).field == field
+    check_request(GenerateInput(prompt=(1,), request_id="a.7:b_c-d", tenant="Ärzte & Co"), LIMITS)
+
+
 def test_max_tokens_must_fit_into_what_the_prompt_leaves() -> None:
     assert resolved(SamplingInput(max_tokens=60)).max_tokens == 60
-    with pytest.raises(InvalidArgument, match=r"is 61.*4 tokens leave 60.*context of 64") as caught:
+    with pytest.raises(
+        ContextLengthExceeded, match=r"is 61.*4 tokens leave 60.*context of 64"
+    ) as caught:
         resolved(SamplingInput(max_tokens=61))
     assert caught.value.field == "sampling.max_tokens"
 
@@ -206,7 +226,7 @@ def test_max_tokens_must_fit_into_what_the_prompt_leaves() -> None:
 def test_the_prompt_must_leave_room_for_one_token() -> None:
     assert resolved(SamplingInput(), num_prompt_tokens=63).max_tokens == 1
     request = GenerateInput(prompt="long")
-    with pytest.raises(InvalidArgument, match=r"64 tokens.*at most 63") as caught:
+    with pytest.raises(ContextLengthExceeded, match=r"64 tokens.*at most 63") as caught:
         resolve_sampling(request, LIMITS, num_prompt_tokens=64, seed=0)
     assert caught.value.field == "text"
 
