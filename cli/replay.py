@@ -117,7 +117,10 @@ def _show(result: Replay, *, as_json: bool) -> None:
     out.print(table)
     reuse = figures["reuse_ratio"]
     rate = figures["requests"] / result.wall_s
-    out.print(f"{figures['requests']:,} requests · {reuse:.1%} of the prompt tokens reused")
+    refused = f" · {figures['num_refused']:,} refused" if figures["num_refused"] else ""
+    out.print(
+        f"{figures['requests']:,} requests{refused} · {reuse:.1%} of the prompt tokens reused"
+    )
     busy, given = figures["imbalance"], figures["prefill_imbalance"]
     decoded = figures["decode_imbalance"]
     out.print(

@@ -68,7 +68,7 @@ class Outcome:
 
 
 def simulate(shape: ClusterShape, arrivals: Sequence[Arrival]) -> Outcome:
-    """Runs until every request has finished."""
+    """Runs until every request has finished, but for those that are refused."""
     return _Cluster(shape).run(arrivals)
 
 
@@ -100,7 +100,15 @@ class _Cluster:
     # A request's way
 
     def _arrive(self, request: SimulatedRequest) -> None:
+        if not self._fits(request.arrival):
+            request.refused = True
+            return
         self._router_of(request).arrive(request, self._events.now_s)
+
+    def _fits(self, arrival: Arrival) -> bool:
+        """Whether one pool holds all of it: a router refuses what is longer than its workers' context."""
+        num_tokens = arrival.num_prompt_tokens + arrival.num_output_tokens
+        return num_tokens <= self._shape.num_blocks * self._shape.block_size
 
     def _start(self, request: SimulatedRequest, prefill: PoolId | None, decode: PoolId) -> None:
         request.prefill, request.decode = prefill.worker_id if prefill else "", decode.worker_id

@@ -5,6 +5,9 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import time
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -23,6 +26,11 @@ AZURE = """TIMESTAMP,ContextTokens,GeneratedTokens
 2023-11-16 18:15:46.6805900,374,44
 2023-11-16 18:15:48.1805900,396,109
 """
+
+
+def row(**fields: object) -> bytes:
+    line = {"timestamp": 0, "input_length": 9, "output_length": 1, **fields}
+    return json.dumps(line).encode()
 
 
 @pytest.fixture
@@ -101,6 +109,21 @@ def test_azure(tmp_path: Path) -> None:
         (gzip.compress(AZURE.encode(), mtime=0)[:30], "trace: cannot be read"),
         (b"TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46,1\n", "GeneratedTokens"),
         (b'{"timestamp": 0, "input_length": 1e999, "output_length": 1}\n', "trace:1: input_length"),
+        (
+            b'{"timestamp": 0, "input_length": 1' + b"0" * 400 + b', "output_length": 1}',
+            "input_len",
+        ),
+        (b'{"timestamp": ' + b"1" * 5000 + b"}", "trace:1: is not JSON"),
+        (b'{"input_length": 1, "output_length": 1}', "trace:1: timestamp: is missing"),
+        (row(input_length=-5), "trace:1: input_length: must be a whole number"),
+        (row(output_length=1.5), "trace:1: output_length: must be a whole number"),
+        (row(input_length=True), "trace:1: input_length: must be a number"),
+        (row(input_length=1e9), "trace:1: input_length: must be a whole number from 0 to"),
+        (row(hash_ids=[1, -1]), "trace:1: hash_ids: must be from 0 to 2^64 - 1, one is -1"),
+        (row(hash_ids=[2**64]), "trace:1: hash_ids: must be from 0"),
+        (row() + b"\n\n" + row(hash_ids=None), "trace:3: hash_ids: must be an array"),
+        (AZURE.encode() + b"\r\n\r\nnever,1,1", "trace:6: TIMESTAMP"),
+        (AZURE.encode() + b"\0,1,1", "TIMESTAMP"),
     ],
 )
 def test_traces_that_are_none(tmp_path: Path, content: bytes, where: str) -> None:
@@ -109,6 +132,49 @@ def test_traces_that_are_none(tmp_path: Path, content: bytes, where: str) -> Non
     with pytest.raises(ConfigError) as caught:
         read_trace(path)
     assert where in str(caught.value)
+
+
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+@pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("pack", [bytes, partial(gzip.compress, mtime=0)])
+def test_how_a_file_was_saved_changes_nothing(
+    tmp_path: Path, line_end: str, bom: bytes, pack: Callable[[bytes], bytes]
+) -> None:
+    path = tmp_path / "trace"
+    for lines in (list(map(json.dumps, MOONCAKE)), AZURE.splitlines()):
+        path.write_text("\n".join(lines))
+        plain = read_trace(path)
+        saved = line_end.join([*lines, "", ""]).encode()
+        path.write_bytes(pack(bom + saved))
+        assert read_trace(path) == plain
+
+
+def test_requests_arrive_by_their_times_wherever_they_stand(tmp_path: Path) -> None:
+    path = tmp_path / "trace"
+    path.write_bytes(b"\n".join(row(timestamp=at, input_length=1 + at) for at in (2000, 0, 1000)))
+    requests = read_trace(path)
+    assert [(each.due_s, each.num_prompt_tokens) for each in requests] == [
+        (0.0, 1),
+        (1.0, 1001),
+        (2.0, 2001),
+    ]
+
+
+@pytest.mark.parametrize("zone", ["UTC", "America/New_York", "Asia/Kolkata"])
+def test_arrivals_are_the_same_in_every_time_zone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zone: str
+) -> None:
+    """Over the hour that New York's clocks skip."""
+    path = tmp_path / "trace"
+    times = ("2024-03-10 01:59:59", "2024-03-10 03:00:01", "2024-03-10T05:00:02+01:00")
+    path.write_text(AZURE.splitlines()[0] + "".join(f"\n{time},1,1" for time in times))
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    try:
+        assert [each.due_s for each in read_trace(path)] == [0.0, 3602.0, 7203.0]
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 def test_a_trace_that_is_not_there(tmp_path: Path) -> None:

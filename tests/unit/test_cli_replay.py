@@ -50,6 +50,23 @@ def test_the_figures_of_a_trace(trace: Path) -> None:
     assert other["reuse_ratio"] < shown["reuse_ratio"]
 
 
+def test_what_no_worker_can_hold_is_refused_and_holds_up_nobody(tmp_path: Path) -> None:
+    path = tmp_path / "trace.jsonl"
+    lengths = [(100, 10), (5120, 1), (5119, 1), (6000, 5), (1, 5120), (100, 10)]
+    path.write_text(
+        "\n".join(
+            json.dumps({"timestamp": number, "input_length": prompt, "output_length": output})
+            for number, (prompt, output) in enumerate(lengths)
+        )
+    )
+    for policy in ("baton", "round_robin"):
+        code, shown = replay(path, "--blocks", 10, "--policy", policy)
+        assert code == 0
+        assert (shown["requests"], shown["num_refused"]) == (3, 3)
+    path.write_text(json.dumps({"timestamp": 0, "input_length": 9999, "output_length": 1}))
+    assert replay(path, "--blocks", 10)[1]["num_refused"] == 1
+
+
 def test_a_plot_is_a_picture(trace: Path, tmp_path: Path) -> None:
     code, _ = replay(trace, "--plot", tmp_path / "plot.png")
     assert code == 0
