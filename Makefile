@@ -140,6 +140,7 @@ demo: $(STAMP) ## a whole cluster on this machine, one prompt, its timeline
 bench: $(STAMP) ## measure everything, beside this machine's own limits
 	@$(BIN)/baton bench engine
 	@$(BIN)/baton bench ttft
+	@$(BIN)/baton bench faces
 	@$(BIN)/baton bench interference
 	@$(BIN)/baton bench kv
 	@$(BIN)/baton bench router

@@ -13,6 +13,7 @@ _COMMANDS = {
     "ttft": LazyCommand(
         "cli.bench_local:ttft", "Time to first token against an aggregated worker."
     ),
+    "faces": LazyCommand("cli.bench_local:faces", "Time to first text over HTTP beside gRPC."),
     "interference": LazyCommand(
         "cli.bench_local:interference", "What arriving prompts do to streams that decode."
     ),

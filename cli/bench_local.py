@@ -1,4 +1,4 @@
-"""`baton bench ttft`, `interference`, `engine` and `kv`: what they take. Each starts all that it needs."""
+"""`baton bench ttft`, `faces`, `interference`, `engine`, `kv`: what they take. Each starts all that it needs."""
 
 from __future__ import annotations
 
@@ -82,6 +82,37 @@ def ttft(as_json: bool, seed: int | None, **options: Any) -> None:
         print_json(result)
     else:
         print_ttft(result)
+
+
+@click.command()
+@click.option("--prompts", type=_COUNTS, default="8,128", show_default=True, help="Words.")
+@click.option("--rounds", "num_rounds", type=_COUNT, default=31, show_default=True)
+@click.option(
+    "--model",
+    default="demo/model",
+    show_default=True,
+    help="A folder with a config.json and a tokenizer; weights are dummies.",
+)
+@_time_limit_option
+@_seed_option
+@json_option
+def faces(as_json: bool, seed: int | None, **options: Any) -> None:
+    """Time to first text over HTTP beside gRPC, at one router with one idle worker.
+
+    Over HTTP it is measured twice in every round: by the load generator of `baton bench serve`, and by a
+    process that shares no code with it. Connections are kept, as clients do.
+    """
+    from bench.faces import FacesSettings, measure
+    from cli.bench_view import print_faces, step_bar
+    from cli.output import print_json
+
+    settings = FacesSettings(**options, seed=_seed(seed))
+    with step_bar() as on_step:
+        result = measure(settings, on_step)
+    if as_json:
+        print_json(result)
+    else:
+        print_faces(result)
 
 
 @click.command()

@@ -51,6 +51,25 @@ def print_ttft(result: Mapping[str, Any]) -> None:
         out.print(f"{where}; {step}", style="dim")
 
 
+def print_faces(result: Mapping[str, Any]) -> None:
+    columns = ("gRPC ms", "HTTP ms", "ratio", "95 %", "added ms", "plain HTTP ms", "agreement")
+    table = _table("words", *columns, "95 %", "n")
+    for row in result["rows"]:
+        table.add_row(
+            f"{row['prompt_words']:,}",
+            f"{row['grpc_ms']:,.1f}",
+            f"{row['http_ms']:,.1f}",
+            f"{row['over']:.3f}",
+            _interval(row["over_ci95"], 3),
+            f"{row['added_ms']:.2f}",
+            f"{row['plain_ms']:,.1f}",
+            f"{row['agreement']:.3f}",
+            _interval(row["agreement_ci95"], 3),
+            f"{row['n']}",
+        )
+    console().print(table)
+
+
 def print_interference(result: Mapping[str, Any]) -> None:
     table = _table("milliseconds", "disaggregated", "aggregated")
     sides = (result["disaggregated"], result["aggregated"])

@@ -51,6 +51,15 @@ def test_ttft(checkpoint: Path) -> None:
         assert (row["bytes_moved"] > 0) == (row["num_remote"] > 0)
 
 
+def test_faces(checkpoint: Path) -> None:
+    found = bench("faces", "--model", checkpoint, "--prompts", "4,20", "--rounds", 1)
+    assert [row["prompt_words"] for row in found["rows"]] == [4, 20]
+    for row in found["rows"]:
+        assert row["n"] == 5, "never fewer"
+        for name in ("grpc_ms", "http_ms", "plain_ms", "over", "agreement"):
+            assert row[name] > 0
+
+
 def test_interference(checkpoint: Path) -> None:
     windows = ("--quiet", 0.2, "--loaded", 0.2, "--rounds", 1)
     options = ("--streams", 2, "--prompt-tokens", 100, "--chunk-budgets", "32")

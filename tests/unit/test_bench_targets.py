@@ -15,6 +15,7 @@ from baton import errors
 from baton.rpc.server import Server
 from baton.types import Usage
 from baton.v1 import inference_pb2_grpc
+from bench.faces import plain_http
 from bench.grpc_target import GrpcTarget
 from bench.openai_target import OpenAiTarget
 from bench.target import ServerSettings, Target
@@ -166,6 +167,21 @@ async def test_a_connection_is_kept_for_the_next_request(
     await target.close()
     assert len(foreign.clients) == 3
     assert len(set(foreign.clients)) == 1
+
+
+async def test_the_plain_reader_keeps_its_connection_and_reads_to_the_end() -> None:
+    """The second opinion on TTFT is one of the same answers."""
+    frontend = FakeFrontend()
+    server = await HttpServer.start(create_app(frontend, CollectorRegistry()), "127.0.0.1", 0)
+    async with plain_http("127.0.0.1", server.port) as ask:
+        for number in range(3):
+            assert await ask({"prompt": f"p{number}", "stream": True}) > 0
+        (connection,) = server._server.server_state.connections
+        assert connection is not None
+        with pytest.raises(errors.Internal, match="plain reader"):
+            await ask({"prompt": 3})
+    await server.stop()
+    assert [request.prompt for request in frontend.requests] == ["p0", "p1", "p2"]
 
 
 async def test_what_counts_as_a_token(foreign: Foreign, foreign_url: str) -> None:
