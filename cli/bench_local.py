@@ -1,4 +1,4 @@
-"""`baton bench ttft`, `faces`, `interference`, `engine`, `kv`: what they take. Each starts all that it needs."""
+"""`baton bench ttft`, `faces`, `interference`, `engine`, `kv`: what they take. They start what they need."""
 
 from __future__ import annotations
 
