@@ -4,8 +4,10 @@ A worker measures itself once before it registers, while others start beside it,
 that it gets. Three equal workers were seen to begin with 3,500, 6,700 and 11,800 tokens/s: taken at their
 word, the last one gets everything, and the others never get the work by which they would learn better. So a
 worker counts as the usual one until it has computed some prompts, and again when it has computed none for a
-while; and what it measures then counts only where it differs by more than noise does, for prompts as
-long as the one that is asked about.
+while; and what it measures then counts only where it is slower than usual by more than noise, for prompts
+as long as the one that is asked about. Nobody counts as faster than usual: on cores that workers share,
+whoever runs alone is fast because it runs alone. One that is faster has its queue empty sooner, and gets
+more.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ class Measured:
             usual_s = self._usual_s[num_tokens] = self._usual.prompt_s(num_tokens)
         if self._now_s < pool.believed_until_s and pool.cost is not None:
             own_s = pool.cost.prompt_s(num_tokens)
-            if not usual_s < own_s * _NEARLY < usual_s * _NEARLY**2:
+            if own_s > usual_s * _NEARLY:
                 return own_s
         return usual_s
 
