@@ -19,6 +19,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
+from baton import logs
 from baton.errors import BatonError, Internal
 from worker import cpus
 from worker.config import HostConfig
@@ -80,11 +81,7 @@ class WorkerActor:
         num_cpus = cpus.usable_cpus()  # of which its node may be said to have more
         self._num_threads = min(host.engine.num_threads or num_cpus, num_cpus)
         os.environ.update(dict.fromkeys(_THREAD_VARIABLES, str(self._num_threads)))
-        logging.basicConfig(
-            level=logging.INFO,
-            format=f"%(asctime)s {host.worker_id} %(levelname)s %(name)s: %(message)s",
-            force=True,
-        )
+        logs.configure(launch.config.host.worker_id)
         self._lock = threading.Lock()
         self._served: Future[Outcome] | None = None
 
