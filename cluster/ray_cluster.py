@@ -24,6 +24,7 @@ from cluster.call_pipe import Lost
 from cluster.controller import Controller
 from cluster.folder import ClusterFolder
 from cluster.launcher import Launcher
+from cluster.loading import Loading
 from cluster.loop_thread import LoopThread
 from cluster.process import Place, log_tail
 from cluster.ray_keeper import RayKeeper
@@ -216,10 +217,14 @@ class RayCluster:
 
     def _until_ready(self, names: Collection[str]) -> Iterator[None]:
         """Comes by, again and again, until exactly these run and every router knows every worker."""
+        assert self._folder is not None
+        loading = Loading(self._folder.path)
         now_s = time.monotonic()
         give_up_s, teller = now_s + self.start_timeout_s, Teller(now_s)
         while waits_for := list(missing(names, self._seen())):
             self.check()
+            for progress in loading.news(self.known):
+                self.tell(progress)
             yield
             now_s = time.monotonic()
             if now_s > give_up_s:

@@ -47,6 +47,9 @@ class WorkerProcess:
         return await probe.serves(self._address)
 
     async def lives(self) -> bool:
+        told = self._outcome
+        if told.done() and not told.cancelled() and told.exception() is None:
+            return True  # it has served, and `ended` sees to it that its process goes
         return await probe.lives(self._address)
 
     async def ended(self) -> BatonError | None:

@@ -23,6 +23,7 @@ from baton import logs
 from baton.errors import BatonError, Internal
 from worker import cpus
 from worker.config import HostConfig
+from worker.loading import LoggedProgress
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +125,7 @@ def _run(role: str, config: RoleConfig) -> Outcome:
         await run(config, engine)
 
     try:
-        engine = LoadedEngine.load(config.host.engine)
+        engine = LoadedEngine.load(config.host.engine, LoggedProgress())
         asyncio.run(serve())
     except BatonError as error:
         log.exception("the worker ended")

@@ -222,6 +222,7 @@ def up(tmp_path: Path) -> Iterator[Callable[..., Up]]:
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
+            start_new_session=True,
         )
         started.append(Up(process, mark, errors))
         return started[-1]
@@ -272,8 +273,9 @@ def test_up_leaves_nothing_behind(up: Callable[..., Up], checkpoint: Path) -> No
     assert folder.exists()
     with Client(described["address"]) as client:
         assert len(client.generate([1, 2, 3], max_tokens=5).token_ids) == 5
-    started.process.terminate()
+    os.killpg(started.process.pid, signal.SIGTERM)  # as whoever ends a group of processes
     assert started.process.wait(30) == 0, started.said()
+    assert "killed" not in started.said(), "all leave in order"
     assert started.left() == []
     assert not folder.exists()
     assert started.process.stdout is not None

@@ -87,6 +87,7 @@ async def test_one_that_has_served_leaves_in_order(process: subprocess.Popen[byt
     ended = asyncio.create_task(running.ended())
     await ray.answers.put(Outcome())
     await asyncio.wait_for(ray.terminated.wait(), 10)
+    assert await running.lives(), "it answers nobody any more, and need not be killed for that"
     process.terminate()
     assert await asyncio.wait_for(ended, 10) is None
 
