@@ -7,9 +7,10 @@ thread.
 from __future__ import annotations
 
 import asyncio
+import queue
 import threading
 from collections import deque
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Self, TypeVar, Unpack
 
 from baton.client.async_client import AsyncClient
@@ -32,18 +33,37 @@ class _LoopThread:
         )
         self._thread.start()
 
-    def run(self, work: Coroutine[Any, Any, Result]) -> Result:
-        """Waits for the result; an interrupt of the waiting (Ctrl-C) cancels the work."""
-        future = asyncio.run_coroutine_threadsafe(work, self.loop)
+    def run(self, work: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
+        """Waits for the result; an interrupt of the waiting (Ctrl-C) cancels the work.
+
+        Waits on a queue, since an interrupt never leaves that half taken, as it does a condition's lock
+        (which `Future.result` waits on): so what comes out is KeyboardInterrupt and no RuntimeError.
+        """
+        ended: queue.SimpleQueue[asyncio.Task[Result]] = queue.SimpleQueue()
+        tasks: list[asyncio.Task[Result]] = []
+
+        async def call() -> Result:
+            return await work()
+
+        def start() -> None:
+            task = self.loop.create_task(call())
+            tasks.append(task)
+            task.add_done_callback(ended.put)
+
+        def cancel() -> None:
+            for task in tasks:
+                task.cancel()
+
+        self.loop.call_soon_threadsafe(start)
         try:
-            return future.result()
+            return ended.get().result()
         except BaseException:
-            future.cancel()
+            self.loop.call_soon_threadsafe(cancel)
             raise
 
     def close(self) -> None:
         if not self.loop.is_closed():
-            self.run(_end_other_tasks())
+            self.run(_end_other_tasks)
             self.loop.call_soon_threadsafe(self.loop.stop)
             self._thread.join()
             self.loop.close()
@@ -103,7 +123,7 @@ class Stream:
 
     def __next__(self) -> Delta:
         if not self._ready:
-            self._ready.extend(self._thread.run(self._stream.receive()))
+            self._ready.extend(self._thread.run(self._stream.receive))
         if not self._ready:
             raise StopIteration
         return self._ready.popleft()
@@ -135,43 +155,47 @@ class Client:
         return Stream(self._thread, self._client.stream(prompt, **options))
 
     def generate(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> Generation:
-        return self._thread.run(self._client.generate(prompt, **options))
+        return self._thread.run(lambda: self._client.generate(prompt, **options))
 
     def tokenize(
         self, prompt: Prompt, *, model: str = "", add_special_tokens: bool | None = None
     ) -> list[int]:
         return self._thread.run(
-            self._client.tokenize(prompt, model=model, add_special_tokens=add_special_tokens)
+            lambda: self._client.tokenize(
+                prompt, model=model, add_special_tokens=add_special_tokens
+            )
         )
 
     def detokenize(
         self, token_ids: Sequence[int], *, model: str = "", skip_special_tokens: bool | None = None
     ) -> str:
         return self._thread.run(
-            self._client.detokenize(token_ids, model=model, skip_special_tokens=skip_special_tokens)
+            lambda: self._client.detokenize(
+                token_ids, model=model, skip_special_tokens=skip_special_tokens
+            )
         )
 
     def models(self) -> list[Model]:
-        return self._thread.run(self._client.models())
+        return self._thread.run(self._client.models)
 
     def workers(self) -> list[Member]:
-        return self._thread.run(self._client.workers())
+        return self._thread.run(self._client.workers)
 
     def load(self) -> Load:
-        return self._thread.run(self._client.load())
+        return self._thread.run(self._client.load)
 
     def drain(self, worker_id: str, *, grace_s: float = 0.0) -> None:
-        self._thread.run(self._client.drain(worker_id, grace_s=grace_s))
+        self._thread.run(lambda: self._client.drain(worker_id, grace_s=grace_s))
 
     def requests(self, limit: int = 0) -> list[RequestStatus]:
-        return self._thread.run(self._client.requests(limit))
+        return self._thread.run(lambda: self._client.requests(limit))
 
     def route(self, prompt: str | Sequence[int], *, model: str = "", tenant: str = "") -> Route:
-        return self._thread.run(self._client.route(prompt, model=model, tenant=tenant))
+        return self._thread.run(lambda: self._client.route(prompt, model=model, tenant=tenant))
 
     def close(self) -> None:
         if not self._thread.loop.is_closed():
-            self._thread.run(self._client.close())
+            self._thread.run(self._client.close)
             self._thread.close()
 
     def __enter__(self) -> Self:

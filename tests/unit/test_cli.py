@@ -160,9 +160,8 @@ def test_ctrl_c_cancels_the_request_and_exits_130() -> None:
         assert process.stdout is not None
         process.stdout.read(1)  # it streams
         process.send_signal(signal.SIGINT)
-        _, stderr = process.communicate(timeout=10)
-        assert process.returncode == 130
-        assert stderr == b""
+        _, stderr = process.communicate(timeout=60)
+        assert (process.returncode, stderr) == (130, b"")
         cluster.wait(cluster.inference.cancelled)
 
 
