@@ -4,14 +4,19 @@ import os
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import HealthCheck, settings
-
-# How long examples take says only how busy the machine is.
-settings.register_profile("baton", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("baton")
 
 # Ray's processes are forked from one that has gRPC's threads: its handlers would wait for them.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """How long examples take says only how busy the machine is. A GPU machine may have no hypothesis."""
+    if not config.pluginmanager.has_plugin("hypothesispytest"):
+        return
+    from hypothesis import HealthCheck, settings
+
+    settings.register_profile("baton", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("baton")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

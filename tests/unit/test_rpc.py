@@ -303,7 +303,7 @@ async def test_drain_cuts_what_outlasts_the_grace(served: Served) -> None:
     await asyncio.wait_for(served.server.drain(grace_s=0.05), 10)
     await work.read()
     assert type(from_rpc_error(await refusal(work.read()))) is errors.Unavailable
-    assert served.fake.cancelled.is_set()
+    await asyncio.wait_for(served.fake.cancelled.wait(), 10)
 
 
 async def test_port_in_use_is_a_config_error(served: Served) -> None:
