@@ -135,7 +135,7 @@ gpu: ## the tests for CUDA, with the machine's own python3 and torch (or PYTHON=
 
 .PHONY: demo bench
 demo: $(STAMP) ## a whole cluster on this machine, one prompt, its timeline
-	@GRPC_VERBOSITY=ERROR $(BIN)/python -m cli.demo
+	@GRPC_VERBOSITY=ERROR $(BIN)/python -m baton.cli.demo
 
 bench: $(STAMP) ## measure everything, beside this machine's own limits
 	@$(BIN)/baton bench engine
@@ -145,7 +145,7 @@ bench: $(STAMP) ## measure everything, beside this machine's own limits
 	@$(BIN)/baton bench kv
 	@$(BIN)/baton bench router
 	@$(BIN)/baton bench perplexity
-	@$(BIN)/python -m bench.attention
+	@$(BIN)/python -m baton.bench.attention
 
 .PHONY: clean
 clean: ## remove caches and build results (not .venv)

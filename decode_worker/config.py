@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from baton.worker.config import HostConfig
 from decode_worker.scheduler import SchedulerLimits
-from worker.config import HostConfig
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,9 @@ from itertools import count
 
 from baton.config import Times
 from baton.v1 import prefill_pb2
+from baton.worker.verifier import Verifier
 from decode_worker.messages import Event
 from kv_transfer.choose import Receivers, Senders
-from worker.verifier import Verifier
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from itertools import chain
 
 from baton.errors import BatonError, DeadlineExceeded, InvalidArgument
+from baton.worker.door import check_request
 from decode_worker.messages import Start
-from worker.door import check_request
 
 
 def refusal(start: Start, max_model_len: int, vocab_size: int, now_s: float) -> BatonError | None:

@@ -6,10 +6,10 @@ from collections.abc import Callable, Container, Mapping, Sequence
 
 from baton import instants
 from baton.errors import BatonError
+from baton.scheduling.sample import Sample
 from baton.types import FinishReason, HandOffReport, PositionLogprobs, Usage
+from baton.worker.turns import Turns
 from decode_worker.messages import Finished, Key, Outbox, PrefillLost, RouterId, SampleEnded
-from engine.sample import Sample
-from worker.turns import Turns
 
 
 class Outboxes:

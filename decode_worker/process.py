@@ -5,7 +5,13 @@ from __future__ import annotations
 import asyncio
 
 from baton import convert
+from baton.scheduling.block_manager import BlockManager
 from baton.v1 import decode_pb2_grpc, prefill_pb2
+from baton.worker.address import told_host
+from baton.worker.engine import LoadedEngine
+from baton.worker.host import Host
+from baton.worker.verifier import Verifier
+from baton.worker.written import wait_until_written
 from decode_worker.config import DecodeConfig
 from decode_worker.decode_side import DecodeSide
 from decode_worker.hand_off import HandOffs
@@ -13,15 +19,9 @@ from decode_worker.messages import Commands, Event
 from decode_worker.scheduler import Scheduler
 from decode_worker.service import DecodeService
 from decode_worker.state_machine import DecodeRequests
-from engine.block_manager import BlockManager
 from kv_transfer.choose import Receivers, Senders
 from kv_transfer.faults import Faults
 from kv_transfer.introduction import pack_process
-from worker.address import told_host
-from worker.engine import LoadedEngine
-from worker.host import Host
-from worker.verifier import Verifier
-from worker.written import wait_until_written
 
 
 async def run(config: DecodeConfig, engine: LoadedEngine) -> None:

@@ -16,14 +16,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from baton.errors import BatonError, IntegrityError
+from baton.scheduling import sample_blocks
+from baton.scheduling.block_copies import BlockCopies
+from baton.scheduling.block_manager import BlockManager
+from baton.scheduling.block_order import Wish, grant, insert, urgency
+from baton.scheduling.sample import Sample, has_turn, sampling_state
+from baton.scheduling.step_plan import Drawn, NewSample, Slice, StepOutput, StepPlan
+from baton.scheduling.step_time import StepTimeModel
 from baton.types import FinishReason, PositionLogprobs
-from engine import sample_blocks
-from engine.batch import Drawn, NewSample, Slice, StepOutput, StepPlan
-from engine.block_copies import BlockCopies
-from engine.block_manager import BlockManager
-from engine.block_order import Wish, grant, insert, urgency
-from engine.sample import Sample, has_turn, sampling_state
-from engine.step_time import StepTimeModel
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from baton.errors import InvalidArgument, Unavailable
 from baton.rpc.outgoing import BoundedOutgoing
 from baton.types import PrefillChoice
 from baton.v1 import decode_pb2, decode_pb2_grpc
+from baton.worker.door import not_understood
 from decode_worker.messages import (
     Cancel,
     Event,
@@ -29,7 +30,6 @@ from decode_worker.messages import (
     Start,
     Unreadable,
 )
-from worker.door import not_understood
 
 log = logging.getLogger(__name__)
 

@@ -27,6 +27,8 @@ from itertools import count
 
 from baton import instants
 from baton.errors import BatonError, Cancelled, DeadlineExceeded, Draining, InvalidArgument
+from baton.scheduling.sample import Sample
+from baton.scheduling.step_plan import StepOutput, StepPlan
 from baton.types import (
     FinishReason,
     HandOffReport,
@@ -56,8 +58,6 @@ from decode_worker.messages import (
 )
 from decode_worker.outboxes import Outboxes
 from decode_worker.scheduler import Scheduler, StepResult
-from engine.batch import StepOutput, StepPlan
-from engine.sample import Sample
 
 
 @dataclass(slots=True, eq=False)

@@ -19,12 +19,12 @@ from typing import Protocol
 
 from baton.errors import PeerLost
 from baton.v1 import prefill_pb2
+from baton.worker.verifier import Verifier
 from kv_transfer.base import Receiver, TransferId
 from kv_transfer.choose import Receivers
 from kv_transfer.introduction import unpack_process
 from kv_transfer.peer_process import PeerProcess
 from prefill_worker.messages import Borrow, Borrowed, Event, FenceDone, Key, Order, ReaderId
-from worker.verifier import Verifier
 
 log = logging.getLogger(__name__)
 

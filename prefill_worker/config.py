@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from baton.prefill_cost import AGEING
+from baton.worker.config import HostConfig
 from prefill_worker.scheduler import PrefillLimits
-from worker.config import HostConfig
 
 
 @dataclass(frozen=True, slots=True)

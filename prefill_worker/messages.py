@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from baton.errors import BatonError
+from baton.scheduling.step_plan import Drawn
 from baton.types import PositionLogprobs, SamplingParams
-from engine.batch import Drawn
 
 ReaderId = int  # one stream of a decode worker
 Key = tuple[ReaderId, int]  # the reader, and its number for the transfer

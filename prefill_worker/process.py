@@ -5,8 +5,13 @@ from __future__ import annotations
 import asyncio
 from functools import partial
 
+from baton.scheduling.block_manager import BlockManager
 from baton.v1 import prefill_pb2_grpc
-from engine.block_manager import BlockManager
+from baton.worker.address import told_host
+from baton.worker.engine import LoadedEngine
+from baton.worker.host import Host
+from baton.worker.verifier import Verifier
+from baton.worker.written import wait_until_written
 from kv_transfer.choose import Receivers, Senders
 from kv_transfer.faults import Faults
 from prefill_worker.borrower import Borrower
@@ -17,11 +22,6 @@ from prefill_worker.pushing_runner import PushingRunner
 from prefill_worker.scheduler import PrefillScheduler
 from prefill_worker.service import PrefillService
 from prefill_worker.state_machine import PrefillRequests
-from worker.address import told_host
-from worker.engine import LoadedEngine
-from worker.host import Host
-from worker.verifier import Verifier
-from worker.written import wait_until_written
 
 _ALIVES_PER_TIMEOUT = 4
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from engine.batch import StepOutput, StepPlan
+from baton.scheduling.step_plan import StepOutput, StepPlan
 from prefill_worker.push import Pusher
 from prefill_worker.state_machine import PrefillRequests
 

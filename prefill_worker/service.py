@@ -15,6 +15,7 @@ from baton import convert
 from baton.errors import BatonError, IncompatiblePeer, InvalidArgument
 from baton.types import WorkerInfo
 from baton.v1 import prefill_pb2, prefill_pb2_grpc
+from baton.worker.door import not_understood
 from kv_transfer.base import Link
 from kv_transfer.introduction import pack_process
 from prefill_worker.borrower import Borrower
@@ -36,7 +37,6 @@ from prefill_worker.messages import (
 )
 from prefill_worker.push import Arrived, Pusher
 from prefill_worker.streams import Outgoing, Stream, Streams
-from worker.door import not_understood
 
 log = logging.getLogger(__name__)
 

@@ -28,9 +28,11 @@ from baton.errors import (
     InvalidArgument,
     Unavailable,
 )
+from baton.scheduling.sample import Sample
+from baton.scheduling.step_plan import StepOutput, StepPlan
 from baton.types import PositionLogprobs, Role
-from engine.batch import StepOutput, StepPlan
-from engine.sample import Sample
+from baton.worker import door
+from baton.worker.turns import Turns
 from prefill_worker.messages import (
     Ask,
     BlockWrites,
@@ -59,8 +61,6 @@ from prefill_worker.messages import (
     WriteFailed,
 )
 from prefill_worker.scheduler import PrefillScheduler
-from worker import door
-from worker.turns import Turns
 
 
 @dataclass(slots=True, eq=False)

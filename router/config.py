@@ -9,10 +9,10 @@ from pathlib import Path
 from baton import model_name
 from baton.config import Times, check_port
 from baton.errors import ConfigError
-from router.admission import AdmissionSettings
-from router.index import MAX_BYTES
-from router.policy import PolicySettings
-from router.ring import NUM_LINKS
+from router.admission.admission import AdmissionSettings
+from router.routing.index import MAX_BYTES
+from router.routing.policy import PolicySettings
+from router.routing.ring import NUM_LINKS
 
 
 @dataclass(frozen=True, slots=True)

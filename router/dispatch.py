@@ -31,23 +31,23 @@ from baton.errors import (
     Unavailable,
 )
 from baton.types import PositionLogprobs, Role
-from router.admission import Ask
-from router.chooser import Chooser, Explanation, Takes
-from router.commitment import Commitment
+from router.admission.admission import Ask
 from router.config import RouterConfig
-from router.decode_stream import Leg, LegUpdate
-from router.fleet import Fleet
 from router.frontend import Finished, GenerateUpdate, ModelCard, PromptLogprobs
 from router.gate import Gate, Place
 from router.intake import Intake
 from router.model_wait import ModelWait
 from router.models import ServedModel
-from router.policy import Choice
-from router.pools import Pool
 from router.request import GenerateInput
 from router.request_life import RequestLife
-from router.request_log import RequestLog
+from router.routing.chooser import Chooser, Explanation, Takes
+from router.routing.commitment import Commitment
+from router.routing.policy import Choice
+from router.routing.pools import Pool
+from router.telemetry.request_log import RequestLog
 from router.weights_choice import WeightsChoice
+from router.workers.decode_stream import Leg, LegUpdate
+from router.workers.fleet import Fleet
 
 log = logging.getLogger(__name__)
 

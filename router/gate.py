@@ -1,6 +1,6 @@
 """The door: requests wait here until the workers of their model have room for them, or are refused.
 
-The decisions are `router.admission`'s and `router.quotas`'; this is their waiting and their clock.
+The decisions are `router.admission`'s and `router.admission.quotas`'; this is their waiting and their clock.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from itertools import chain
 
 from baton.errors import DeadlineExceeded
 from baton.state.base import Crowd
-from router.admission import Admission, AdmissionSettings, Ask
-from router.capacity import Capacity
-from router.fair_queue import Ticket
-from router.quotas import Quotas
+from router.admission.admission import Admission, AdmissionSettings, Ask
+from router.admission.capacity import Capacity
+from router.admission.fair_queue import Ticket
+from router.admission.quotas import Quotas
 
 
 class Place:

@@ -6,9 +6,9 @@ import time
 from math import inf
 
 from baton.errors import DeadlineExceeded, Unavailable
-from router.fleet import Fleet
 from router.models import Models, ServedModel
 from router.request import GenerateInput
+from router.workers.fleet import Fleet
 
 
 class ModelWait:

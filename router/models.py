@@ -10,7 +10,7 @@ from pathlib import Path
 from baton.errors import Unavailable, UnknownModel
 from baton.types import Fingerprint, Role, WorkerInfo
 from router.frontend import ModelCard
-from router.pools import Pools
+from router.routing.pools import Pools
 from router.text.model_text import ModelText
 from router.validation import ModelLimits
 

@@ -20,8 +20,8 @@ from math import inf
 from typing import Any, TypeVar
 
 from baton.errors import Overloaded
-from router.admission import AdmissionSettings
-from router.fair_queue import Ticket
+from router.admission.admission import AdmissionSettings
+from router.admission.fair_queue import Ticket
 
 Given = TypeVar("Given")
 

@@ -19,27 +19,27 @@ from baton.state.choose import EMBEDDED, open_state
 from baton.state.neighbours import NeighbourState
 from baton.state.service import RegistryServicer
 from baton.v1 import admin_pb2_grpc, inference_pb2_grpc, worker_pb2_grpc
-from router.chooser import Chooser
 from router.config import RouterConfig
 from router.dispatch import Dispatcher
-from router.exchange import Exchange
-from router.fleet import Fleet
 from router.gate import Gate
+from router.grpc.request_reader import RequestReader
+from router.grpc.service import AdminService, InferenceService
 from router.http.app import create_app
 from router.http.in_flight import InFlight
 from router.http.server import HttpServer
-from router.index import BlockIndex
 from router.intake import Intake
-from router.metrics import Metrics
 from router.models import Models
 from router.off_loop import OffLoop
 from router.open_files import raise_limit
-from router.pools import Pools
-from router.record import RecordedChooser, Recorder
-from router.request_log import RequestLog
-from router.request_reader import RequestReader
-from router.service import AdminService, InferenceService
-from router.traces import Traces
+from router.routing.chooser import Chooser
+from router.routing.index import BlockIndex
+from router.routing.pools import Pools
+from router.telemetry.metrics import Metrics
+from router.telemetry.record import RecordedChooser, Recorder
+from router.telemetry.request_log import RequestLog
+from router.telemetry.traces import Traces
+from router.workers.exchange import Exchange
+from router.workers.fleet import Fleet
 
 log = logging.getLogger(__name__)
 

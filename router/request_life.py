@@ -22,14 +22,14 @@ from baton.types import (
     Weights,
 )
 from baton.v1 import decode_pb2
-from router.chooser import PromptBlocks
-from router.decode_stream import LegEnd, LegUpdate, Row, SampleEnd
 from router.frontend import Admitted, Deltas, Finished, SampleDelta
 from router.models import ServedModel, kv_bytes_per_token
-from router.policy import Choice
-from router.pools import Instance
 from router.request import GenerateInput
-from router.sample_text import SampleText
+from router.routing.chooser import PromptBlocks
+from router.routing.policy import Choice
+from router.routing.pools import Instance
+from router.text.sample_text import SampleText
+from router.workers.decode_stream import LegEnd, LegUpdate, Row, SampleEnd
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,10 @@ from __future__ import annotations
 from math import inf
 
 from baton.errors import WeightsGone
-from router.chooser import Chooser, Takes
 from router.models import Models
-from router.policy import Choice
 from router.request_life import RequestLife
+from router.routing.chooser import Chooser, Takes
+from router.routing.policy import Choice
 
 
 class WeightsChoice:

@@ -1,4 +1,4 @@
-"""Stands in for `cluster.ray_driver`: fails to start as often as its folder says, and breaks when told."""
+"""Stands in for `baton.cluster.ray_driver`: fails to start as often as its folder says, breaks when told."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from baton.cluster.call_pipe import answer_calls
 from baton.errors import ConfigError, Unavailable
-from cluster.call_pipe import answer_calls
 
 
 class FakeDriver:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
-from engine.batch import Drawn, NewSample, Slice, StepOutput, StepPlan
+from baton.scheduling.step_plan import Drawn, NewSample, Slice, StepOutput, StepPlan
 
 
 def next_token(token_ids: list[int], sample_index: int, vocab_size: int) -> int:

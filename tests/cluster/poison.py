@@ -10,10 +10,10 @@ from contextlib import contextmanager
 
 import pytest
 
-import cluster.process
-from cluster.process import Popen
-from engine.batch import StepOutput, StepPlan
-from engine.model_runner import ModelRunner
+import baton.cluster.process
+from baton.cluster.process import Popen
+from baton.engine.runner import ModelRunner
+from baton.scheduling.step_plan import StepOutput, StepPlan
 from tests.warm import fork, run_baton
 
 POISON = (299, 298, 299)  # tokens that no other prompt has
@@ -22,7 +22,7 @@ POISON = (299, 298, 299)  # tokens that no other prompt has
 @contextmanager
 def poisoned_workers() -> Iterator[None]:
     """Within, workers that are started are such."""
-    spawn_other = cluster.process.spawn
+    spawn_other = baton.cluster.process.spawn
 
     def spawn(words: Sequence[str], environment: Mapping[str, str], output: int | None) -> Popen:
         if words[0] == "worker" and output is not None:
@@ -30,7 +30,7 @@ def poisoned_workers() -> Iterator[None]:
         return spawn_other(words, environment, output)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cluster.process, "spawn", spawn)
+        patch.setattr(baton.cluster.process, "spawn", spawn)
         yield
 
 

@@ -15,11 +15,11 @@ import httpx
 import pytest
 
 from baton import AsyncClient
+from baton.cluster.local import LocalCluster
 from baton.errors import BatonError, InvalidArgument, Overloaded, UnknownModel
 from baton.rpc.channel import channel
 from baton.rpc.status import from_rpc_error
 from baton.v1 import common_pb2, inference_pb2, inference_pb2_grpc
-from cluster.local import LocalCluster
 from tests.cluster.watching import WITHIN_S, eventually, router_load, settled
 
 GENERATE = "/baton.v1.Inference/Generate"

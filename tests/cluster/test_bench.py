@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from baton.bench.arrangements import two_cores
 from baton.errors import ConfigError
-from bench.arrangements import two_cores
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,7 +33,7 @@ pytestmark = [
 
 def bench(*arguments: object) -> dict[str, Any]:
     """The JSON that `baton bench` ends with."""
-    command = [sys.executable, "-m", "cli.main", "bench", *map(str, arguments), "--json"]
+    command = [sys.executable, "-m", "baton.cli.main", "bench", *map(str, arguments), "--json"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     found: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
@@ -97,7 +97,7 @@ def test_engine() -> None:
     ],
 )
 def test_wrong_usage(arguments: tuple[str, ...], named: str) -> None:
-    command = [sys.executable, "-m", "cli.main", "bench", *arguments]
+    command = [sys.executable, "-m", "baton.cli.main", "bench", *arguments]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode != 0
     assert named in result.stderr

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cli import demo
+from baton.cli import demo
 
 ROOT = Path(__file__).parents[2]
 
@@ -31,7 +31,11 @@ def marked_processes() -> list[str]:
 
 def test_the_demo() -> None:
     result = subprocess.run(
-        [sys.executable, "-m", "cli.demo"], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "baton.cli.demo"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert result.returncode == 0, result.stdout + result.stderr
     text = result.stdout.partition(demo.PROMPT)[2]
@@ -69,7 +73,7 @@ def test_a_missing_model_is_named(
 def test_ctrl_c_leaves_nothing_running() -> None:
     """A terminal sends SIGINT to the whole group: to the cluster's processes as well."""
     process = subprocess.Popen(
-        [sys.executable, "-u", "-m", "cli.demo"],
+        [sys.executable, "-u", "-m", "baton.cli.demo"],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

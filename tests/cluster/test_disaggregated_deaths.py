@@ -12,10 +12,10 @@ import pytest
 import pytest_asyncio
 
 from baton import AsyncClient
-from cluster.local import LocalCluster
-from cluster.ray_cluster import RayCluster
-from cluster.reconcile import Limits
-from cluster.spec import Settings, read
+from baton.cluster.local import LocalCluster
+from baton.cluster.ray_cluster import RayCluster
+from baton.cluster.reconcile import Limits
+from baton.cluster.spec import Settings, read
 from tests.cluster.load import Ask, Load, check_recovery, make_asks
 from tests.cluster.watching import eventually, settled
 

@@ -13,8 +13,8 @@ import pytest_asyncio
 
 from baton import AsyncClient
 from baton.client.results import Generation
+from baton.cluster.local import LocalCluster
 from baton.errors import Internal
-from cluster.local import LocalCluster
 from tests.cluster.load import Ask, make_asks
 from tests.cluster.watching import explained, settled
 

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from baton import AsyncClient
+from baton.cluster.local import LocalCluster
+from baton.cluster.process import free_port
 from baton.types import BlockId, PoolId
-from cluster.local import LocalCluster
-from cluster.process import free_port
-from router.index import BlockIndex
-from router.policy import PolicySettings
 from router.process import Router
+from router.routing.index import BlockIndex
+from router.routing.policy import PolicySettings
 from tests.cluster.lives import (
     NUM_BLOCKS,
     TINY_POOL,

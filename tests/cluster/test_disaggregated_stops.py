@@ -18,10 +18,10 @@ import pytest
 
 from baton import AsyncClient
 from baton.client.results import Generation
+from baton.cluster.local import LocalCluster
+from baton.cluster.process import Process, free_port
 from baton.types import PoolLoad
-from cluster.local import LocalCluster
-from cluster.process import Process, free_port
-from router.policy import PolicySettings
+from router.routing.policy import PolicySettings
 from tests.cluster.own_router import router_in_this_process
 from tests.cluster.watching import eventually, explained, integrity, num_registered, settled
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from baton.client.results import Generation
-from cluster.local import LocalCluster
+from baton.cluster.local import LocalCluster
 from tests.checkpoints import make_checkpoint
 from tests.cluster.exactness import (
     QUIRKS,

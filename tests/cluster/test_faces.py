@@ -22,7 +22,7 @@ from openai.types.chat import ChatCompletionMessageParam
 
 from baton import AsyncClient
 from baton.client.results import Generation
-from cluster.local import LocalCluster
+from baton.cluster.local import LocalCluster
 from tests.cluster.watching import WITHIN_S, eventually, settled
 
 MODEL = "small"
@@ -309,7 +309,7 @@ async def test_metrics_count_what_happens(served: LocalCluster, client: AsyncCli
 def baton(*words: str) -> dict[str, Any]:
     """The JSON object that a command ends with."""
     result = subprocess.run(
-        [sys.executable, "-m", "cli.main", *words, "--json"],
+        [sys.executable, "-m", "baton.cli.main", *words, "--json"],
         capture_output=True,
         text=True,
         check=False,

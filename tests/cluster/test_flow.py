@@ -22,11 +22,11 @@ import pytest
 from baton import AsyncClient
 from baton.client.results import Load
 from baton.client.stream import AsyncStream
+from baton.cluster.local import LocalCluster
 from baton.errors import Cancelled, DeadlineExceeded, Overloaded
 from baton.rpc.status import from_rpc_error
 from baton.types import PoolLoad
 from baton.v1 import common_pb2, inference_pb2, inference_pb2_grpc
-from cluster.local import LocalCluster
 from tests.cluster.watching import WITHIN_S, accounts, eventually, router_load, settled
 
 MAX_IN_FLIGHT, MAX_WAITING = 2, 3
@@ -254,7 +254,7 @@ async def read_a_little(http: httpx.AsyncClient, url: str, body: dict[str, Any])
 
 async def test_a_client_process_that_is_killed(narrow: LocalCluster, client: AsyncClient) -> None:
     asker = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "cli.main", "generate", "long", "--address", narrow.address),
+        *(sys.executable, "-m", "baton.cli.main", "generate", "long", "--address", narrow.address),
         *("--max-tokens", "3500", "--ignore-eos"),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,

@@ -11,7 +11,7 @@ import pytest
 
 from baton import Client
 from baton.client.results import Generation
-from cluster.local import LocalCluster
+from baton.cluster.local import LocalCluster
 from tests.cluster.watching import settled
 
 BLOCK_SIZE = 16

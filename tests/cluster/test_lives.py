@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from baton import AsyncClient
-from cluster.local import LocalCluster
+from baton.cluster.local import LocalCluster
 from tests.cluster.lives import NARROW_GATE, NUM_BLOCKS, TINY_POOL, followed, live, make_kinds
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from baton import AsyncClient
+from baton.cluster.local import LocalCluster
 from baton.errors import Suspected
 from baton.types import PoolLoad
-from cluster.local import LocalCluster
 from tests.cluster.load import Ask, make_asks
 from tests.cluster.poison import POISON, poisoned_workers
 from tests.cluster.watching import eventually, explained, integrity

@@ -21,11 +21,11 @@ from typing import IO, Any
 import pytest
 
 from baton import AsyncClient, Client
+from baton.cluster.process import free_port
+from baton.cluster.ray_cluster import RayCluster
+from baton.cluster.reconcile import Limits
+from baton.cluster.spec import Settings, read
 from baton.state.base import Member
-from cluster.process import free_port
-from cluster.ray_cluster import RayCluster
-from cluster.reconcile import Limits
-from cluster.spec import Settings, read
 from tests.checkpoints import make_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -212,7 +212,7 @@ def up(tmp_path: Path) -> Iterator[Callable[..., Up]]:
 
     def start(*options: str, **environment: str) -> Up:
         mark = uuid.uuid4().hex
-        command = [sys.executable, "-m", "cli.main", "up", "--json", "--num-blocks", "50"]
+        command = [sys.executable, "-m", "baton.cli.main", "up", "--json", "--num-blocks", "50"]
         command += ["--grpc-port", "0", "--http-port", "0", *options]
         errors = (tmp_path / f"{mark}.log").open("w+")
         process = subprocess.Popen(

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from baton import Client
-from bench.traces import read_trace
-from cluster.local import LocalCluster
-from planner.redecide import redecide
-from router.policy import PolicySettings
+from baton.bench.traces import read_trace
+from baton.cluster.local import LocalCluster
+from baton.planner.redecide import redecide
+from router.routing.policy import PolicySettings
 
 # Tiny models prefill faster than a hand-off takes: only this price sends prompts away.
 INTERFERENCE = 1e6

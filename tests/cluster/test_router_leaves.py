@@ -10,7 +10,7 @@ from typing import Any
 
 from baton import AsyncClient
 from baton.client.results import Delta
-from cluster.local import LocalCluster
+from baton.cluster.local import LocalCluster
 from tests.cluster.watching import explained, settled
 
 LONG: dict[str, Any] = {"temperature": 0.0, "ignore_eos": True, "max_tokens": 1200}

@@ -11,8 +11,8 @@ import httpx
 import pytest
 
 from baton import AsyncClient
+from baton.cluster.local import LocalCluster
 from baton.errors import InvalidArgument, Overloaded, UnknownModel
-from cluster.local import LocalCluster
 from tests.checkpoints import make_checkpoint
 from tests.cluster.watching import eventually, router_load, settled
 

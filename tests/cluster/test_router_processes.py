@@ -15,9 +15,9 @@ import psutil
 import pytest
 
 from baton import AsyncClient
+from baton.cluster.local import LocalCluster
+from baton.cluster.process import Place, arguments, free_port
 from baton.errors import Overloaded, Unavailable
-from cluster.local import LocalCluster
-from cluster.process import Place, arguments, free_port
 from tests.cluster.watching import WITHIN_S, eventually
 
 NUM_PROCESSES = 3

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from baton import AsyncClient
+from baton.cluster.local import LocalCluster
 from baton.errors import DeadlineExceeded, Overloaded
-from cluster.local import LocalCluster
 from tests.cluster.watching import eventually, explained, router_load, settled
 
 MAX_WAITING = 4

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from baton import AsyncClient
+from baton.cluster.local import LocalCluster
 from baton.errors import Overloaded
-from cluster.local import LocalCluster
 from tests.cluster.watching import eventually, explained, settled
 from tests.redis_server import RedisServer
 

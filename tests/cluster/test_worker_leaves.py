@@ -15,13 +15,13 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from baton import AsyncClient
+from baton.cluster.local import LocalCluster
+from baton.cluster.process import Process
 from baton.errors import Unavailable
 from baton.rpc.channel import channel
 from baton.state.base import Member
 from baton.types import Timeline
 from baton.v1 import worker_pb2, worker_pb2_grpc
-from cluster.local import LocalCluster
-from cluster.process import Process
 from tests.checkpoints import make_checkpoint
 from tests.cluster.lives import Answer, Kind, read
 from tests.cluster.watching import WITHIN_S, eventually, integrity, settled

@@ -16,12 +16,12 @@ from typing import TypeVar
 
 from baton import AsyncClient
 from baton.client.results import Load
+from baton.cluster.local import LocalCluster
 from baton.convert import pool_load_from_proto
 from baton.errors import Unavailable
 from baton.rpc.channel import channel
 from baton.types import PoolLoad
 from baton.v1 import worker_pb2, worker_pb2_grpc
-from cluster.local import LocalCluster
 
 Seen = TypeVar("Seen")
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 import transformers
 
-import engine.kernels
-import engine.numerics
+import baton.engine.kernels
+import baton.engine.numerics
 from tests.checkpoints import make_checkpoint
 
 Checkpoints = Callable[..., Path]
@@ -50,6 +50,6 @@ def reference() -> Callable[[Path], Any]:
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs a test with the engine's own kernels, and again as on a machine without a compiler."""
     if request.param == "torch":
-        monkeypatch.setattr(engine.numerics, "load_kernels", lambda: None)
-    elif engine.kernels.load() is None:
+        monkeypatch.setattr(baton.engine.numerics, "load_kernels", lambda: None)
+    elif baton.engine.kernels.load() is None:
         pytest.skip("no C compiler")

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from baton.engine.config import EngineConfig
+from baton.engine.runner import ModelRunner
+from baton.engine.sampling.sampler import Sampler
+from baton.scheduling.step_plan import Drawn, NewSample, Slice, StepOutput, StepPlan
 from baton.types import PositionLogprobs, SamplingParams
-from engine.batch import Drawn, NewSample, Slice, StepOutput, StepPlan
-from engine.config import EngineConfig
-from engine.model_runner import ModelRunner
-from engine.sampler import Sampler
 
 GREEDY = SamplingParams(max_tokens=1000, temperature=0.0)
 

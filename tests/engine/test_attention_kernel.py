@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from baton.engine import kernels
+from baton.engine.kv_cache import KvCache, KvCacheLayout, LayerCache
 from baton.errors import Internal
-from engine import kernels
-from engine.kv_cache import KvCache, KvCacheLayout, LayerCache
 
 Float64 = npt.NDArray[np.float64]
 

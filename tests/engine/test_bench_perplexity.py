@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
+from baton.bench.perplexity import PerplexitySettings, measure
 from baton.errors import ConfigError
-from bench.perplexity import PerplexitySettings, measure
 from tests.engine.harness import Driver
 
 TEXT = "".join(f"{n} and {n * n} are numbers, as every child knows.\n" for n in range(200))

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from baton.block_id import chain
+from baton.engine.config import EngineConfig
+from baton.engine.runner import ModelRunner
+from baton.scheduling.step_plan import NewSample, Slice, StepPlan
 from baton.types import SamplingParams
 from decode_worker.messages import AskPrefill, Cancel, FirstToken, Key
 from decode_worker.state_machine import DecodeRequests
-from engine.batch import NewSample, Slice, StepPlan
-from engine.config import EngineConfig
-from engine.model_runner import ModelRunner
 from tests.engine.conftest import Checkpoints
 from tests.unit.test_decode_hand_off import P, RemoteWorld, act
 

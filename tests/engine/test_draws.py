@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from baton.engine.sampling.draws import draw_each
+from baton.engine.sampling.sampler import Sampler
 from baton.errors import Internal
+from baton.scheduling.step_plan import Drawn, NewSample
 from baton.types import SamplingParams
-from engine.batch import Drawn, NewSample
-from engine.draws import draw_each
-from engine.sampler import Sampler
 
 VOCAB = 320
 GREEDY = SamplingParams(max_tokens=9, temperature=0.0)

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from baton.bench.engine_profile import ProfileSettings, measure
+from baton.engine.config import EngineConfig
 from baton.errors import ConfigError
-from bench.engine_profile import ProfileSettings, measure
-from engine.config import EngineConfig
-from planner.arrival import Arrival, block_ids
-from planner.simulator import ClusterShape, simulate
+from baton.planner.arrival import Arrival, block_ids
+from baton.planner.simulator import ClusterShape, simulate
 from tests.checkpoints import make_checkpoint
 
 

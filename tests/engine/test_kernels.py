@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from baton.engine import kernels
+from baton.engine.kv_cache import LayerCache
 from baton.errors import Internal
-from engine import kernels
-from engine.kv_cache import LayerCache
 
 
 @pytest.fixture

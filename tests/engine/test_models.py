@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from engine.batch import Slice
+from baton.scheduling.step_plan import Slice
 from tests.engine.harness import Driver, prompt_tokens
 
 LLAMA3 = {

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from baton.engine.models.dense import DenseConfig
+from baton.engine.models.registry import read_model_config
+from baton.engine.models.rope_config import RopeConfig
 from baton.errors import ConfigError
-from engine.models.dense import DenseConfig
-from engine.models.registry import read_model_config
-from engine.models.rope_config import RopeConfig
 
 BASE: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],

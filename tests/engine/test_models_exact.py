@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from engine.batch import Slice
-from engine.quantize import TiledLinear
+from baton.engine.linears import TiledLinear
+from baton.scheduling.step_plan import Slice
 from tests.engine.harness import Driver, prompt_tokens
 
 QUIRKS: list[tuple[str, dict[str, Any]]] = [

@@ -7,8 +7,13 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from engine import models
-from engine.models.registry import FAMILIES, expected_tensors, ignored_tensors, read_model_config
+from baton.engine import models
+from baton.engine.models.registry import (
+    FAMILIES,
+    expected_tensors,
+    ignored_tensors,
+    read_model_config,
+)
 
 FOLDER = Path(models.__path__[0])
 

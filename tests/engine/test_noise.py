@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.noise import GROUP_SIZE, group_minima, residuals, row_key, words
+from baton.engine.sampling.noise import GROUP_SIZE, group_minima, residuals, row_key, words
 from tests.engine import sampling_reference as reference
 
 NUM_KEYS = 4096

@@ -13,9 +13,9 @@ from tests.checkpoints import make_checkpoint
 # In a process of its own, in which nothing else starts threads. Prints how many there are.
 COUNTED = """
 import os, sys, torch
-from engine.config import EngineConfig
-from engine.model_runner import ModelRunner
-from engine.openmp import release_team
+from baton.engine.config import EngineConfig
+from baton.engine.runner import ModelRunner
+from baton.engine.openmp import release_team
 
 def count():
     return len(os.listdir("/proc/self/task"))

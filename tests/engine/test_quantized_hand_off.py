@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.batch import Slice
+from baton.scheduling.step_plan import Slice
+from baton.worker.engine import LoadedEngine
 from kv_transfer.base import TransferId
 from kv_transfer.pool import Pool
 from tests.engine.harness import Driver, prompt_tokens
 from tests.transfer.worlds import Decode, make_decode, make_sender, send
-from worker.engine import LoadedEngine
 
 PROMPT, FORCED = (
     prompt_tokens(75),

@@ -12,15 +12,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from baton.engine import kernels
+from baton.engine.attention.base import AttentionBatch
+from baton.engine.attention.compiled import CompiledAttention
+from baton.engine.attention.sdpa import TorchAttention
+from baton.engine.attention.spec import AttentionSpec
+from baton.engine.kv_cache import QUANTIZED, KvCache, KvCacheLayout, LayerCache
+from baton.engine.step_inputs import StepLimits, build_inputs
 from baton.errors import ConfigError
-from engine import kernels
-from engine.attention import AttentionBatch
-from engine.attention_compiled import CompiledAttention
-from engine.attention_spec import AttentionSpec
-from engine.attention_torch import TorchAttention
-from engine.batch import NewSample, Slice
-from engine.kv_cache import QUANTIZED, KvCache, KvCacheLayout, LayerCache
-from engine.step_inputs import StepLimits, build_inputs
+from baton.scheduling.step_plan import NewSample, Slice
 from tests.engine.harness import GREEDY, Driver, prompt_tokens
 
 BLOCK_SIZE, NUM_HEADS, HEAD_DIM, NUM_BLOCKS = 8, 2, 12, 6

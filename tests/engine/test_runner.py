@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
+from baton.engine.config import EngineConfig
+from baton.engine.kv_cache import KvCache, KvCacheLayout
+from baton.engine.runner import ModelRunner
 from baton.errors import ConfigError
-from engine.batch import NewSample, Slice, StepPlan
-from engine.config import EngineConfig
-from engine.kv_cache import KvCache, KvCacheLayout
-from engine.model_runner import ModelRunner
+from baton.scheduling.step_plan import NewSample, Slice, StepPlan
 from tests.engine.harness import GREEDY, Driver, prompt_tokens
 
 PROMPT = prompt_tokens(40)

@@ -21,10 +21,10 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from baton.engine.sampling.sampler import NonFiniteLogits, Sampler
 from baton.errors import Internal
+from baton.scheduling.step_plan import Drawn, NewSample
 from baton.types import SamplingParams
-from engine.batch import Drawn, NewSample
-from engine.sampler import NonFiniteLogits, Sampler
 from tests.engine import sampling_reference as reference
 
 CPU = torch.device("cpu")

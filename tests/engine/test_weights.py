@@ -14,12 +14,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from baton.engine.config import EngineConfig
+from baton.engine.dummy_weights import DummyWeights, elements
+from baton.engine.models.registry import expected_tensors, read_model_config
+from baton.engine.models.shapes import SHAPES
+from baton.engine.runner import ModelRunner
 from baton.errors import ConfigError
-from engine.config import EngineConfig
-from engine.dummy_weights import DummyWeights, elements
-from engine.model_runner import ModelRunner
-from engine.models.registry import expected_tensors, read_model_config
-from engine.models.shapes import SHAPES
 from tests.checkpoints import copy_checkpoint, edit_config
 from tests.engine.harness import Driver, prompt_tokens
 
@@ -172,8 +172,8 @@ def test_integer_tensor_is_refused(folder: Path) -> None:
 MEASURE_PEAK = """
 import sys
 from pathlib import Path
-from engine.config import EngineConfig
-from engine.model_runner import ModelRunner
+from baton.engine.config import EngineConfig
+from baton.engine.runner import ModelRunner
 
 def peak_bytes():
     lines = Path("/proc/self/status").read_text().splitlines()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from baton.errors import IntegrityError
-from engine.block_manager import BlockManager
+from baton.scheduling.block_manager import BlockManager
 
 
 class Checked(Protocol):

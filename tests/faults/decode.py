@@ -14,8 +14,11 @@ from dataclasses import dataclass, field
 from baton import convert
 from baton.config import Times
 from baton.errors import BatonError
+from baton.scheduling.block_manager import BlockManager
 from baton.types import PrefillChoice, SamplingParams
 from baton.v1 import prefill_pb2
+from baton.worker.step_loop import StepLoop
+from baton.worker.verifier import Verifier
 from decode_worker.decode_side import DecodeSide
 from decode_worker.hand_off import HandOffs
 from decode_worker.messages import (
@@ -31,7 +34,6 @@ from decode_worker.messages import (
 )
 from decode_worker.scheduler import Scheduler, SchedulerLimits
 from decode_worker.state_machine import DecodeRequests
-from engine.block_manager import BlockManager
 from kv_transfer.choose import Receivers, Senders
 from kv_transfer.introduction import pack_process
 from kv_transfer.pool import Pool
@@ -40,8 +42,6 @@ from tests.faults.accounts import Accounts, accounts
 from tests.faults.dealing import BLOCK_SIZE, NUM_BLOCKS, VOCAB_SIZE, Deal, Directive, Fault
 from tests.faults.hash_model import LAYOUT, CheckedModel
 from tests.faults.prefill import FINGERPRINT
-from worker.step_loop import StepLoop
-from worker.verifier import Verifier
 
 MAX_TOKENS = 3
 _ROUTER = 1

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.batch import Drawn, Slice, StepOutput, StepPlan
+from baton.scheduling.step_plan import Drawn, Slice, StepOutput, StepPlan
 from kv_transfer.layout import PoolLayout
 from kv_transfer.pool import Pool
 from tests.faults.dealing import BLOCK_SIZE, NUM_BLOCKS, VOCAB_SIZE

@@ -16,9 +16,11 @@ import torch
 
 from baton.config import Times
 from baton.rpc.server import Server
+from baton.scheduling.block_manager import BlockManager
 from baton.types import Fingerprint, Role, WorkerInfo
 from baton.v1 import prefill_pb2_grpc
-from engine.block_manager import BlockManager
+from baton.worker.step_loop import StepLoop
+from baton.worker.verifier import Verifier
 from kv_transfer.choose import Receivers, Senders
 from kv_transfer.host import host_id
 from kv_transfer.pool import Pool
@@ -35,8 +37,6 @@ from tests.faults.dealing import BLOCK_SIZE, NUM_BLOCKS, VOCAB_SIZE, Fault
 from tests.faults.hash_model import LAYOUT, HashModel
 from tests.faults.late_words import LateWords
 from tests.faults.mischief import Mischief, MischievousSenders
-from worker.step_loop import StepLoop
-from worker.verifier import Verifier
 
 FINGERPRINT = Fingerprint(
     "hash", BLOCK_SIZE, 1, LAYOUT.dtype, LAYOUT.num_layers, LAYOUT.num_kv_heads, LAYOUT.head_dim

@@ -15,6 +15,7 @@ from baton.errors import BatonError, IncompatiblePeer, Internal, InvalidArgument
 from baton.rpc.server import Server
 from baton.types import PoolId, PrefillChoice, Role, SamplingParams
 from baton.v1 import prefill_pb2, prefill_pb2_grpc
+from baton.worker.verifier import Verifier
 from decode_worker.decode_side import DecodeSide
 from decode_worker.hand_off import HandOffs
 from decode_worker.messages import AskPrefill, Event, FirstTokens, HandOffDone, HandOffFailed
@@ -25,7 +26,6 @@ from kv_transfer.shm import SharedMemory
 from tests.cluster.watching import eventually
 from tests.transfer.worlds import SMALL, TIMEOUT_S
 from tests.unit.lives import make_worker
-from worker.verifier import Verifier
 
 TIMES = Times(answer_timeout_s=0.3, progress_timeout_s=0.3, fence_timeout_s=0.3)
 ELSEWHERE = wire_format.pack({"host_id": "another machine", "pid": 1, "start_ticks": 1})

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.batch import Slice
+from baton.scheduling.step_plan import Slice
 from tests.engine.harness import Driver, prompt_tokens
 
 pytestmark = pytest.mark.gpu

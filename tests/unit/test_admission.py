@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from baton.errors import ConfigError, Overloaded
 from baton.state.base import Crowd
-from router.admission import Admission, AdmissionSettings, Ask
-from router.capacity import Capacity
-from router.fair_queue import Ticket
+from router.admission.admission import Admission, AdmissionSettings, Ask
+from router.admission.capacity import Capacity
+from router.admission.fair_queue import Ticket
 
 ONE_AT_A_TIME = AdmissionSettings(max_outstanding_s=1e-9, max_queued_s=1e9, max_waiting=10**6)
 

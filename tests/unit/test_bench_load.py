@@ -8,11 +8,11 @@ from collections.abc import AsyncGenerator
 
 import pytest
 
+from baton.bench import load
+from baton.bench.outcome import Arrival, Outcome, Slo, report
+from baton.bench.workload import PlannedRequest
 from baton.errors import Overloaded, Unavailable
 from baton.types import Usage
-from bench import load
-from bench.outcome import Arrival, Outcome, Slo, report
-from bench.workload import PlannedRequest
 
 
 class FakeTarget:

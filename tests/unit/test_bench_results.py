@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
+from baton.bench import engine_result, interference_result, ttft
+from baton.bench.engine_result import Run, Step
+from baton.bench.interference_result import Episode, Prompt, Window, gaps_in, tokens_in
+from baton.bench.observed import Gap, Observed
+from baton.bench.outcome import Arrival
+from baton.bench.ttft import Sent, TtftSettings
 from baton.errors import Internal
 from baton.types import HandOffReport, Timeline
-from bench import engine_result, interference_result, ttft
-from bench.engine_result import Run, Step
-from bench.interference_result import Episode, Prompt, Window, gaps_in, tokens_in
-from bench.observed import Gap, Observed
-from bench.outcome import Arrival
-from bench.ttft import Sent, TtftSettings
 
 
 def timeline(hand_off: HandOffReport | None = None) -> Timeline:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench.rounds import RoundLimits, Steps, rounds
+from baton.bench.rounds import RoundLimits, Steps, rounds
 
 
 class Clock:

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from baton.bench.serve import LoadSettings, plan
+from baton.bench.workload import Lengths
+from baton.cli.main import main
 from baton.errors import Overloaded
-from bench.serve import LoadSettings, plan
-from bench.workload import Lengths
-from cli.main import main
 from tests.fake_cluster import FakeCluster
 
 KEYS = (

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.statistics import (
+from baton.bench.statistics import (
     estimate,
     median,
     pairwise_difference,

@@ -12,14 +12,14 @@ from prometheus_client import CollectorRegistry
 from starlette.types import Receive, Scope, Send
 
 from baton import errors
+from baton.bench.faces import plain_http
+from baton.bench.grpc_target import GrpcTarget
+from baton.bench.openai_target import OpenAiTarget
+from baton.bench.target import ServerSettings, Target
+from baton.bench.workload import PlannedRequest, prompt_text
 from baton.rpc.server import Server
 from baton.types import Usage
 from baton.v1 import inference_pb2_grpc
-from bench.faces import plain_http
-from bench.grpc_target import GrpcTarget
-from bench.openai_target import OpenAiTarget
-from bench.target import ServerSettings, Target
-from bench.workload import PlannedRequest, prompt_text
 from router.http.app import create_app
 from router.http.server import HttpServer
 from tests.fake_inference import FakeInference

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from baton.bench import workload
+from baton.bench.traces import read_trace
+from baton.bench.workload import Lengths, PlannedRequest, prompt_text, prompt_token_ids
 from baton.errors import ConfigError
-from bench import workload
-from bench.traces import read_trace
-from bench.workload import Lengths, PlannedRequest, prompt_text, prompt_token_ids
 
 MOONCAKE = [
     {"timestamp": 500, "input_length": 1000, "output_length": 5, "hash_ids": [0, 1]},

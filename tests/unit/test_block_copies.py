@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from baton.errors import IntegrityError
+from baton.scheduling import sample_blocks
+from baton.scheduling.block_copies import BlockCopies
+from baton.scheduling.block_manager import BlockManager
+from baton.scheduling.sample import Sample
 from baton.types import SamplingParams
-from engine import sample_blocks
-from engine.block_copies import BlockCopies
-from engine.block_manager import BlockManager
-from engine.sample import Sample
 
 
 def held_sample(blocks: BlockManager, handle: int = 1) -> Sample:

@@ -6,12 +6,12 @@ from itertools import count
 
 import pytest
 
+from baton.scheduling import sample_blocks
+from baton.scheduling.block_manager import BlockManager
+from baton.scheduling.block_order import Wish, grant, urgency
+from baton.scheduling.sample import Sample
+from baton.scheduling.step_plan import StepOutput
 from baton.types import SamplingParams
-from engine import sample_blocks
-from engine.batch import StepOutput
-from engine.block_manager import BlockManager
-from engine.block_order import Wish, grant, urgency
-from engine.sample import Sample
 from prefill_worker.scheduler import PrefillLimits, PrefillScheduler
 from tests.fake_runner import expected_output
 from tests.unit.test_decode_hand_off import P, RemoteWorld

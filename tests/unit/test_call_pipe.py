@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from baton.cluster.call_pipe import CallPipe, Lost
 from baton.errors import Internal, Unavailable
-from cluster.call_pipe import CallPipe, Lost
 
 
 @pytest.fixture

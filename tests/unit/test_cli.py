@@ -17,14 +17,14 @@ import click
 import pytest
 from click.testing import CliRunner
 
-import cli.bench
+import baton.cli.bench
+from baton.cli.lazy import LazyCommand, LazyGroup
+from baton.cli.main import main
 from baton.errors import Overloaded
-from cli.lazy import LazyCommand, LazyGroup
-from cli.main import main
 from tests.fake_cluster import FakeCluster
 
 ROOT = Path(__file__).parents[2]
-GROUPS = (main, cli.bench.bench)
+GROUPS = (main, baton.cli.bench.bench)
 # Long-running processes: what they print are logs.
 PROCESSES = {"up", "router", "worker"}
 
@@ -66,8 +66,8 @@ def test_help_lists_every_command() -> None:
 
 def loaded_after(*arguments: str) -> set[str]:
     code = (
-        "import sys, cli.main\n"
-        "try: cli.main.main(sys.argv[1:])\n"
+        "import sys, baton.cli.main\n"
+        "try: baton.cli.main.main(sys.argv[1:])\n"
         "except SystemExit: print(*sys.modules, file=sys.stderr)"
     )
     command = [sys.executable, "-c", code, *arguments]
@@ -152,7 +152,15 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_ctrl_c_cancels_the_request_and_exits_130() -> None:
     with FakeCluster() as cluster:
         cluster.inference.pause_s = 0.01
-        command = [sys.executable, "-m", "cli.main", "generate", "x", "--max-tokens", "100000"]
+        command = [
+            sys.executable,
+            "-m",
+            "baton.cli.main",
+            "generate",
+            "x",
+            "--max-tokens",
+            "100000",
+        ]
         environment = {**os.environ, "BATON_ADDRESS": cluster.address}
         process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -171,7 +179,7 @@ class Terminal:
     def __init__(self, cluster: FakeCluster, *arguments: str) -> None:
         self._fd, theirs = pty.openpty()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "cli.main", *arguments],
+            [sys.executable, "-m", "baton.cli.main", *arguments],
             cwd=ROOT,
             env={**os.environ, "BATON_ADDRESS": cluster.address, "TERM": "xterm"},
             stdin=theirs,

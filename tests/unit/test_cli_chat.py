@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import pytest
 from click.testing import CliRunner, Result
 
+from baton.cli.main import main
 from baton.errors import Overloaded
-from cli.main import main
 from tests.fake_cluster import FakeCluster
 
 

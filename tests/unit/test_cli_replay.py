@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from bench.profiles import read_profile, write_profile
-from cli.main import main
-from planner.profile import MOCKER
+from baton.bench.profiles import read_profile, write_profile
+from baton.cli.main import main
+from baton.planner.profile import MOCKER
 
 KEYS = {"requests", "reuse_ratio", "ttft_ms", "itl_ms", "e2e_ms", "imbalance", "wall_s"}
 

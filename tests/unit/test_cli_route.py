@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from click.testing import CliRunner
 
-from cli.main import main
+from baton.cli.main import main
 from tests.fake_cluster import FakeCluster
 
 

@@ -9,9 +9,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from baton import native
+from baton.cli.main import main
 from baton.config import load
 from baton.errors import ConfigError
-from cli.main import main
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ import pytest
 from click.testing import CliRunner, Result
 from rich.console import Console
 
+from baton.cli.cluster_view import Snapshot, render
+from baton.cli.main import main
 from baton.state.base import Member
-from cli.cluster_view import Snapshot, render
-from cli.main import main
 from tests.fake_cluster import LOAD, WORKER, FakeCluster
 
 

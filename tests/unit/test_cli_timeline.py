@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from baton.cli.output import joined, jsonable, milliseconds
+from baton.cli.timeline import Phase, bar, phases, print_timeline, timeline_json
 from baton.types import HandOffReport, Timeline, Usage
-from cli.output import joined, jsonable, milliseconds
-from cli.timeline import Phase, bar, phases, print_timeline, timeline_json
 from tests.fake_cluster import TIMELINE
 
 

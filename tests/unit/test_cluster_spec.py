@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from baton.cluster.placement import Demand
+from baton.cluster.spec import Settings, read
 from baton.errors import ConfigError
 from baton.types import Role
-from cluster.placement import Demand
-from cluster.spec import Settings, read
 
 EXAMPLE = Path(__file__).parents[2] / "deploy" / "local.toml"
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.confirmed_kill import ended, kill_confirmed
+from baton.cluster.confirmed_kill import ended, kill_confirmed
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
+from baton.cluster.controller import Controller
+from baton.cluster.reconcile import Limits, Phase
 from baton.errors import BatonError, ConfigError, Unavailable
-from cluster.controller import Controller
-from cluster.reconcile import Limits, Phase
 
 LIMITS = Limits(
     start_s=0.3,

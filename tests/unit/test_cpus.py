@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from worker.cpus import quota, spread, usable_cpus
+from baton.worker.cpus import quota, spread, usable_cpus
 
 
 @pytest.mark.parametrize(

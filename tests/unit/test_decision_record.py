@@ -10,17 +10,17 @@ from pathlib import Path
 
 import pytest
 
+from baton.bench.traces import read_trace
 from baton.errors import ConfigError
+from baton.planner.redecide import redecide
 from baton.prefill_cost import PrefillCost
 from baton.state.base import InFlight
 from baton.types import BlockId, Fingerprint, PoolId, PoolLoad, Role, Weights, WorkerInfo
-from bench.traces import read_trace
-from planner.redecide import redecide
-from router.chooser import Chooser, PromptBlocks
-from router.commitment import Commitment
-from router.policy import PolicySettings
-from router.pools import Pool
-from router.record import RecordedChooser, Recorder
+from router.routing.chooser import Chooser, PromptBlocks
+from router.routing.commitment import Commitment
+from router.routing.policy import PolicySettings
+from router.routing.pools import Pool
+from router.telemetry.record import RecordedChooser, Recorder
 
 SETTINGS = PolicySettings()
 BLOCK_SIZE = 64

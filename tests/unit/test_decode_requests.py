@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from baton.errors import Cancelled, DeadlineExceeded, Draining, Internal, InvalidArgument
+from baton.scheduling.block_manager import BlockManager
 from baton.types import FinishReason, SamplingParams
 from decode_worker.messages import Cancel, Commands, Key, Outbox, RouterLost, Start, Unreadable
 from decode_worker.scheduler import Scheduler, SchedulerLimits
 from decode_worker.state_machine import DecodeRequests
-from engine.block_manager import BlockManager
 from tests.fake_runner import FakeRunner, expected_output
 
 VOCAB = 100

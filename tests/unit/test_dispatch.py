@@ -16,8 +16,8 @@ from router.dispatch import Dispatcher
 from router.gate import Gate
 from router.intake import Intake
 from router.models import Models
-from router.pools import Pools
 from router.request import Chat, GenerateInput, Message, Prompt
+from router.routing.pools import Pools
 from router.text.model_text import ModelText
 from tests.unit.lives import make_worker
 

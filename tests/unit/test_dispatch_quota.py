@@ -8,20 +8,20 @@ import pytest
 
 from baton.errors import Overloaded
 from baton.state.embedded import EmbeddedState
-from router.admission import AdmissionSettings
-from router.chooser import Chooser
+from router.admission.admission import AdmissionSettings
 from router.config import RouterConfig
 from router.dispatch import Dispatcher
-from router.fleet import Fleet
 from router.frontend import Admitted
 from router.gate import Gate
-from router.index import BlockIndex
 from router.intake import Intake
 from router.models import Models
-from router.policy import PolicySettings
-from router.pools import Pools
 from router.request import GenerateInput
-from router.request_log import RequestLog
+from router.routing.chooser import Chooser
+from router.routing.index import BlockIndex
+from router.routing.policy import PolicySettings
+from router.routing.pools import Pools
+from router.telemetry.request_log import RequestLog
+from router.workers.fleet import Fleet
 from tests.unit.lives import make_worker
 
 CONTINUED = GenerateInput(prompt=(1,) * 100, output_token_ids=((2,) * 50,), tenant="acme")

@@ -17,21 +17,21 @@ from baton.errors import (
 from baton.state.embedded import EmbeddedState
 from baton.types import FinishReason, PoolId, PrefillChoice, Role, Usage
 from baton.v1 import decode_pb2
-from router.admission import AdmissionSettings
-from router.chooser import Chooser, PromptBlocks
-from router.commitment import Commitment
+from router.admission.admission import AdmissionSettings
 from router.config import RouterConfig
-from router.decode_stream import DecodeStream, Leg, LegEnd, Row, SampleEnd
 from router.dispatch import Dispatcher
-from router.fleet import Fleet
 from router.gate import Gate
-from router.index import BlockIndex
 from router.intake import Intake
 from router.models import Models
-from router.policy import PolicySettings
-from router.pools import Pool, Pools
 from router.request import GenerateInput, SamplingInput
-from router.request_log import RequestLog
+from router.routing.chooser import Chooser, PromptBlocks
+from router.routing.commitment import Commitment
+from router.routing.index import BlockIndex
+from router.routing.policy import PolicySettings
+from router.routing.pools import Pool, Pools
+from router.telemetry.request_log import RequestLog
+from router.workers.decode_stream import DecodeStream, Leg, LegEnd, Row, SampleEnd
+from router.workers.fleet import Fleet
 from tests.unit.lives import WEIGHTS, make_worker
 
 ALWAYS_REMOTE = PolicySettings(local_prefill=False)

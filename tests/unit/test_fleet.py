@@ -15,9 +15,9 @@ from baton.state.base import Report
 from baton.state.embedded import EmbeddedState
 from baton.types import Role, WorkerInfo
 from baton.v1 import decode_pb2, decode_pb2_grpc
-from router.fleet import Fleet
-from router.index import BlockIndex
-from router.pools import Pools
+from router.routing.index import BlockIndex
+from router.routing.pools import Pools
+from router.workers.fleet import Fleet
 from tests.unit.lives import make_worker
 
 

@@ -17,12 +17,12 @@ from baton.state.base import Report
 from baton.state.embedded import EmbeddedState
 from baton.types import Role
 from baton.v1 import decode_pb2, decode_pb2_grpc
-from router.fleet import Fleet
-from router.index import BlockIndex
 from router.model_wait import ModelWait
 from router.models import Models
-from router.pools import Pools
 from router.request import GenerateInput
+from router.routing.index import BlockIndex
+from router.routing.pools import Pools
+from router.workers.fleet import Fleet
 from tests.unit.lives import make_worker
 
 

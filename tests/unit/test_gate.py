@@ -10,8 +10,8 @@ import pytest
 
 from baton.errors import DeadlineExceeded, Overloaded
 from baton.prefill_cost import PrefillCost
-from router.admission import AdmissionSettings, Ask
-from router.capacity import Capacity
+from router.admission.admission import AdmissionSettings, Ask
+from router.admission.capacity import Capacity
 from router.gate import Gate, Place
 
 

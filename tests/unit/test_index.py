@@ -7,7 +7,7 @@ import tracemalloc
 from collections.abc import Iterable
 
 from baton.types import BlockId, PoolId
-from router.index import BYTES_PER_ENTRY, BlockIndex
+from router.routing.index import BYTES_PER_ENTRY, BlockIndex
 
 
 def block(number: int) -> BlockId:

@@ -16,13 +16,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from baton.errors import DeadlineExceeded, InvalidArgument
 from baton.v1 import inference_pb2
+from router.grpc.request_reader import RequestReader
 from router.intake import Intake
 from router.models import Models
 from router.off_loop import SHORT, OffLoop
-from router.pools import Pools
 from router.request import Chat, GenerateInput, Message
 from router.request_life import RequestLife
-from router.request_reader import RequestReader
+from router.routing.pools import Pools
 from router.text.model_text import ModelText
 from tests.fakes import FakeFrontend
 from tests.unit.lives import make_worker

@@ -13,8 +13,8 @@ from baton.rpc.channel import channel
 from baton.rpc.server import Server
 from baton.types import BlockId, PoolId
 from baton.v1 import worker_pb2, worker_pb2_grpc
-from router.index import BlockIndex
-from router.kv_follower import KvFollower
+from router.routing.index import BlockIndex
+from router.workers.kv_follower import KvFollower
 from tests.cluster.watching import eventually
 
 POOL = PoolId("p")

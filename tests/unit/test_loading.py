@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from cluster import reconcile
-from cluster.loading import Loading
-from worker.loading import LoggedProgress
+from baton.cluster import reconcile
+from baton.cluster.loading import Loading
+from baton.worker.loading import LoggedProgress
 
 FORMAT = logging.Formatter("%(asctime)s decode-0 %(levelname)s %(name)s: %(message)s")
 
@@ -19,7 +19,7 @@ def test_progress_is_told_as_it_grows(tmp_path: Path, caplog: pytest.LogCaptureF
     progress, loading = LoggedProgress(lambda: now_s), Loading(tmp_path)
     starting = {"decode-0": reconcile.started("decode-0", None, 0.0)}
     told: list[str] = []
-    with caplog.at_level(logging.INFO, "worker.loading"):
+    with caplog.at_level(logging.INFO, "baton.worker.loading"):
         for done in range(0, 101, 10):
             progress(done * 10**8, 10**10)
             lines = [FORMAT.format(record) for record in caplog.records]

@@ -7,13 +7,13 @@ from collections import Counter
 
 import pytest
 
+from baton.scheduling.step_time import StepTimeModel
 from baton.types import BlockId, Fingerprint, PoolId, PoolLoad, Role, Weights, WorkerInfo
-from engine.step_time import StepTimeModel
-from router.chooser import Chooser, PromptBlocks
-from router.commitment import Commitment
-from router.index import BlockIndex
-from router.policy import PolicySettings
-from router.pools import Pools
+from router.routing.chooser import Chooser, PromptBlocks
+from router.routing.commitment import Commitment
+from router.routing.index import BlockIndex
+from router.routing.policy import PolicySettings
+from router.routing.pools import Pools
 
 FINGERPRINT = Fingerprint("identity", 64, 1, "fp32", 12, 4, 64)
 NUM_BLOCKS = 100

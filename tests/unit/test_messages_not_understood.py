@@ -32,9 +32,9 @@ from decode_worker import messages as decode_messages
 from decode_worker.service import DecodeService
 from prefill_worker import messages as prefill_messages
 from prefill_worker.service import PrefillService
-from router.decode_stream import DecodeStream, Leg
-from router.index import BlockIndex
-from router.kv_follower import KvFollower
+from router.routing.index import BlockIndex
+from router.workers.decode_stream import DecodeStream, Leg
+from router.workers.kv_follower import KvFollower
 
 WITHIN_S = 10
 SAMPLING = convert.sampling_to_proto(SamplingParams(max_tokens=1))

@@ -10,7 +10,7 @@ import pytest
 from baton.errors import Unavailable, UnknownModel
 from baton.types import Role
 from router.models import Models
-from router.pools import Pool, Pools
+from router.routing.pools import Pool, Pools
 from tests.unit.lives import make_worker
 
 

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from baton.cluster.placement import Demand, Node, Slot, place
 from baton.errors import ConfigError
 from baton.types import Role
-from cluster.placement import Demand, Node, Slot, place
 
 
 def demands(

@@ -7,8 +7,8 @@ import dataclasses
 import pytest
 
 from baton.types import Fingerprint, PoolId, PoolLoad, Role, WorkerInfo
-from router.policy import Choice, Demand, PolicySettings, choose
-from router.pools import Pool
+from router.routing.policy import Choice, Demand, PolicySettings, choose
+from router.routing.pools import Pool
 
 FINGERPRINT = Fingerprint("model", 64, 1, "fp32", 12, 4, 64)
 KV_BYTES = 2 * 12 * 4 * 64 * 4

@@ -8,8 +8,8 @@ import pytest
 
 from baton.state.base import InFlight
 from baton.types import PoolId, Role
-from router.policy import Demand, PolicySettings, choose
-from router.prefill_queue import PrefillQueue, Queued
+from router.routing.policy import Demand, PolicySettings, choose
+from router.routing.prefill_queue import PrefillQueue, Queued
 from tests.unit.test_policy import pool
 
 NEVER = 1e9  # a target so long that every delay counts as 1

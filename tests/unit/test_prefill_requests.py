@@ -19,9 +19,9 @@ from baton.errors import (
     PeerLost,
     Unavailable,
 )
+from baton.scheduling.block_manager import BlockManager
+from baton.scheduling.step_plan import StepOutput
 from baton.types import PositionLogprobs, SamplingParams
-from engine.batch import StepOutput
-from engine.block_manager import BlockManager
 from prefill_worker.messages import (
     Ask,
     BlockWrites,

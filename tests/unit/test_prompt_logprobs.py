@@ -7,14 +7,14 @@ from typing import Any
 from baton import convert
 from baton.types import PositionLogprobs
 from router.config import RouterConfig
-from router.decode_stream import LegUpdate
 from router.dispatch import Dispatcher
 from router.frontend import PromptLogprobs
 from router.gate import Gate
 from router.http.choices import Choice, Collected
 from router.intake import Intake
 from router.models import Models
-from router.pools import Pools
+from router.routing.pools import Pools
+from router.workers.decode_stream import LegUpdate
 from tests.unit.lives import make_life
 
 POSITIONS = tuple(PositionLogprobs(i, -1.0, 1, ((i, -1.0), (7, -2.0))) for i in range(1_000))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from baton.errors import Overloaded
-from router.quotas import Quotas
+from router.admission.quotas import Quotas
 
 
 def test_a_tenant_gets_its_rate_and_no_more() -> None:

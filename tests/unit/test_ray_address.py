@@ -6,8 +6,8 @@ import socket
 
 import pytest
 
+from baton.cluster.ray_address import check, check_reachable
 from baton.errors import ConfigError
-from cluster.ray_address import check, check_reachable
 
 
 @pytest.mark.parametrize("address", ["auto", "127.0.0.1:6379", "head.example:6379", "[::1]:6379"])

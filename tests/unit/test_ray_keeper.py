@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from baton.cluster.call_pipe import Lost
+from baton.cluster.ray_keeper import RayKeeper
 from baton.errors import ConfigError, Unavailable
-from cluster.call_pipe import Lost
-from cluster.ray_keeper import RayKeeper
 
 
 class Told(list[str]):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from baton.cluster import reconcile
+from baton.cluster.reconcile import Drain, Forget, Instance, Kill, Limits, Phase, Start
 from baton.errors import Unavailable
-from cluster import reconcile
-from cluster.reconcile import Drain, Forget, Instance, Kill, Limits, Phase, Start
 
 LIMITS = Limits(start_s=60, silent_s=5, drain_s=30, stable_s=2, backoff_s=0.25, max_backoff_s=4)
 LOST = Unavailable("lost")

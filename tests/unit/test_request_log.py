@@ -11,7 +11,7 @@ import pytest
 from baton.errors import Unavailable
 from baton.types import FinishReason, HandOffReport
 from router.request_life import RequestLife
-from router.request_log import RequestLog
+from router.telemetry.request_log import RequestLog
 from tests.unit.lives import make_life
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 
 from baton.types import PoolId, Role
-from router.pools import Pool
-from router.ring import Ring
+from router.routing.pools import Pool
+from router.routing.ring import Ring
 from tests.unit.lives import make_worker
 
 

@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from cluster.router_ports import choose
+from baton.cluster.router_ports import choose
 from router.config import RouterConfig
 
 NODE = "192.0.2.7"

@@ -8,9 +8,9 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from baton.types import FinishReason, SamplingParams
-from router.decode_stream import Row
-from router.sample_text import SampleText
 from router.text.model_text import ModelText
+from router.text.sample_text import SampleText
+from router.workers.decode_stream import Row
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import pytest
 
 from baton.errors import Draining, InvalidArgument, Overloaded
 from baton.v1 import inference_pb2 as pb
-from router.request_reader import RequestReader
-from router.session import Session
+from router.grpc.request_reader import RequestReader
+from router.grpc.session import Session
 from tests.fakes import FakeFrontend
 
 

@@ -15,9 +15,9 @@ from baton.rpc.server import Server, ServerOptions
 from baton.v1 import inference_pb2 as pb
 from baton.v1 import inference_pb2_grpc
 from router.frontend import Admitted, Deltas, GenerateUpdate, SampleDelta
+from router.grpc.request_reader import RequestReader
+from router.grpc.service import InferenceService
 from router.request import GenerateInput
-from router.request_reader import RequestReader
-from router.service import InferenceService
 from tests.fakes import FakeFrontend
 
 SLOW_CLIENT_S = 0.5

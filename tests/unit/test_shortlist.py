@@ -9,10 +9,10 @@ import pytest
 
 from baton.prefill_cost import PrefillCost
 from baton.types import BlockId, Fingerprint, PoolId, PoolLoad, Role, Weights, WorkerInfo
-from router.index import BlockIndex, Matches
-from router.policy import Choice, Demand, PolicySettings, choose
-from router.pools import Pools
-from router.shortlist import shortlist
+from router.routing.index import BlockIndex, Matches
+from router.routing.policy import Choice, Demand, PolicySettings, choose
+from router.routing.pools import Pools
+from router.routing.shortlist import shortlist
 
 BLOCK_SIZE = 64
 WEIGHTS = Weights("m", "model")

@@ -9,14 +9,14 @@ from functools import partial
 import pytest
 
 from baton.errors import ConfigError
+from baton.planner.arrival import Arrival, block_ids
+from baton.planner.events import Events
+from baton.planner.profile import MOCKER, DecodeCost, EngineProfile
+from baton.planner.report import report, spread
+from baton.planner.simulator import Baseline, ClusterShape, Outcome, simulate
+from baton.planner.tables import silicon, splitwise
 from baton.prefill_cost import PrefillCost
-from planner.arrival import Arrival, block_ids
-from planner.events import Events
-from planner.profile import MOCKER, DecodeCost, EngineProfile
-from planner.report import report, spread
-from planner.simulator import Baseline, ClusterShape, Outcome, simulate
-from planner.tables import silicon, splitwise
-from router.policy import PolicySettings
+from router.routing.policy import PolicySettings
 
 BATON = PolicySettings(hand_off_s=0.0, lend=False, local_prefill=False)
 SHAPE = ClusterShape(2, 2, 400, 512, MOCKER, BATON)

@@ -12,10 +12,10 @@ from baton.errors import Overloaded
 from baton.state.base import Crowd, InFlight, RouterReport
 from baton.state.neighbours import Hub, NeighbourState
 from baton.types import PoolId
-from router.admission import AdmissionSettings, Ask
-from router.exchange import Exchange
+from router.admission.admission import AdmissionSettings, Ask
 from router.gate import Gate
-from router.pools import Pools
+from router.routing.pools import Pools
+from router.workers.exchange import Exchange
 from tests.unit.lives import make_worker
 
 

@@ -7,8 +7,8 @@ import random
 import pytest
 
 from baton.prefill_cost import PrefillCost
-from engine.step_fit import StepFit
-from engine.step_time import StepTimeModel
+from baton.scheduling.step_fit import StepFit
+from baton.scheduling.step_time import StepTimeModel
 
 MOCKER = PrefillCost(4.209989e-10, 1.518344e-05, 16.50142e-03, 8192)
 

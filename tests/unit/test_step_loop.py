@@ -9,14 +9,14 @@ from contextlib import contextmanager
 import pytest
 
 from baton.errors import BatonError, Internal, Unavailable
+from baton.scheduling.block_manager import BlockManager
+from baton.scheduling.step_plan import StepOutput, StepPlan
 from baton.types import SamplingParams
+from baton.worker.step_loop import StepLoop
 from decode_worker.messages import Commands, Event, LendOver, Start
 from decode_worker.scheduler import Scheduler, SchedulerLimits
 from decode_worker.state_machine import DecodeRequests
-from engine.batch import StepOutput, StepPlan
-from engine.block_manager import BlockManager
 from tests.fake_runner import FakeRunner, expected_output
-from worker.step_loop import StepLoop
 
 VOCAB, NUM_BLOCKS, WITHIN_S = 100, 32, 10
 

@@ -12,21 +12,21 @@ from baton.state.embedded import EmbeddedState
 from baton.types import FinishReason, PrefillChoice, Role, Usage
 from baton.v1 import decode_pb2
 from decode_worker.messages import HandOffFailed, Outbox, Reroute
-from router.admission import AdmissionSettings
-from router.chooser import Chooser
+from router.admission.admission import AdmissionSettings
 from router.config import RouterConfig
-from router.decode_stream import DecodeStream, Leg, LegEnd, Row, SampleEnd
 from router.dispatch import Dispatcher
-from router.fleet import Fleet
 from router.frontend import Deltas
 from router.gate import Gate
-from router.index import BlockIndex
 from router.intake import Intake
 from router.models import Models
-from router.policy import PolicySettings
-from router.pools import Pool, Pools
 from router.request import GenerateInput, SamplingInput
-from router.request_log import RequestLog
+from router.routing.chooser import Chooser
+from router.routing.index import BlockIndex
+from router.routing.policy import PolicySettings
+from router.routing.pools import Pool, Pools
+from router.telemetry.request_log import RequestLog
+from router.workers.decode_stream import DecodeStream, Leg, LegEnd, Row, SampleEnd
+from router.workers.fleet import Fleet
 from tests.fake_runner import expected_output
 from tests.unit.lives import make_worker
 from tests.unit.test_decode_hand_off import P, RemoteWorld

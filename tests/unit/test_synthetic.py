@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from baton.bench.replay import arrivals, find_trace, replay
+from baton.bench.synthetic import KINDS, named
 from baton.errors import ConfigError
-from bench.replay import arrivals, find_trace, replay
-from bench.synthetic import KINDS, named
-from planner.profile import MOCKER
-from planner.report import ReplayReport
-from planner.simulator import Baseline, ClusterShape
-from router.policy import PolicySettings
+from baton.planner.profile import MOCKER
+from baton.planner.report import ReplayReport
+from baton.planner.simulator import Baseline, ClusterShape
+from router.routing.policy import PolicySettings
 
 BATON = PolicySettings(hand_off_s=0.0, lend=False, local_prefill=False)
 

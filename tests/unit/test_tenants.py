@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from baton.scheduling import sample_blocks
+from baton.scheduling.block_manager import BlockManager
+from baton.scheduling.sample import Sample
 from baton.types import PoolId, SamplingParams
-from engine import sample_blocks
-from engine.block_manager import BlockManager
-from engine.sample import Sample
-from router.index import BlockIndex
 from router.request import GenerateInput
 from router.request_life import RequestLife
+from router.routing.index import BlockIndex
 from tests.unit.lives import FINGERPRINT, PARAMS, make_life
 
 PROMPT = tuple(range(640))

@@ -10,10 +10,10 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from baton import instants
 from baton.types import HandOffReport, PoolId
-from router.policy import Choice, Way
-from router.pools import Pool
 from router.request_life import RequestLife
-from router.traces import Traces
+from router.routing.policy import Choice, Way
+from router.routing.pools import Pool
+from router.telemetry.traces import Traces
 from tests.unit.lives import make_life, make_worker
 
 TRACE_ID, SPAN_ID = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"

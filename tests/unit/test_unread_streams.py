@@ -24,14 +24,14 @@ from baton.v1 import (
     worker_pb2,
     worker_pb2_grpc,
 )
+from baton.worker.kv_events import KvEventLog
+from baton.worker.service import WorkerService
 from decode_worker import messages as decode_messages
 from decode_worker.messages import Outbox
 from decode_worker.service import DecodeService
 from prefill_worker import messages as prefill_messages
 from prefill_worker.service import PrefillService
 from tests.unit.test_messages_not_understood import NoBorrower, NoPusher, served, until
-from worker.kv_events import KvEventLog
-from worker.service import WorkerService
 
 POOL = PoolId("w")
 LIMIT_BYTES = 1 << 20

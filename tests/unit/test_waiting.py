@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from baton.cluster.reconcile import Instance, Phase
+from baton.cluster.waiting import Seen, Teller, missing, summed_up
 from baton.errors import Unavailable
 from baton.state.base import Member
-from cluster.reconcile import Instance, Phase
-from cluster.waiting import Seen, Teller, missing, summed_up
 from tests.reports import report
 
 NAMES = ("router-0", "prefill-0", "decode-0")

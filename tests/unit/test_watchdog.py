@@ -6,8 +6,8 @@ import asyncio
 import threading
 
 from baton.config import Times
+from baton.worker.watchdog import Watchdog
 from tests.unit.test_step_loop import Worker, running
-from worker.watchdog import Watchdog
 
 LIMIT_S = 5.0
 TIMES = Times(watchdog_s=LIMIT_S)

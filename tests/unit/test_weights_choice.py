@@ -8,15 +8,15 @@ import pytest
 
 from baton.errors import WeightsGone
 from baton.types import PoolId, Role, WorkerInfo
-from router.chooser import Chooser
-from router.decode_stream import LegUpdate, Row
-from router.index import BlockIndex
 from router.models import Models
-from router.policy import PolicySettings
-from router.pools import Pool, Pools
 from router.request import GenerateInput
 from router.request_life import RequestLife
+from router.routing.chooser import Chooser
+from router.routing.index import BlockIndex
+from router.routing.policy import PolicySettings
+from router.routing.pools import Pool, Pools
 from router.weights_choice import WeightsChoice
+from router.workers.decode_stream import LegUpdate, Row
 from tests.unit.lives import FINGERPRINT, PARAMS, make_worker
 
 OLD, NEW = replace(FINGERPRINT, identity="old"), replace(FINGERPRINT, identity="new")

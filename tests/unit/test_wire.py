@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from baton.client import request as client_request
-from router import wire
+from router.grpc import wire
 from router.request import Chat, Message
 
 

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 SERVES = """
 import sys
 from decode_worker.config import DecodeConfig
-from worker import actor
+from baton.worker import actor
 actor._run = lambda role, config: actor.Outcome()
 print(actor.WorkerActor(actor.Launch("", DecodeConfig())).serve(), flush=True)
 sys.stdin.read()

@@ -8,9 +8,9 @@ import pytest
 
 from baton.errors import ConfigError
 from baton.types import Role
-from worker.address import told_host
-from worker.config import HostConfig
-from worker.host import _new_incarnation, _new_name
+from baton.worker.address import told_host
+from baton.worker.config import HostConfig
+from baton.worker.host import _new_incarnation, _new_name
 
 ROUTERS = ("127.0.0.1:50051",)
 

@@ -10,14 +10,14 @@ from typing import Any, cast
 
 import pytest
 
+from baton.cluster import probe
+from baton.cluster.call_pipe import Lost
+from baton.cluster.ray_keeper import RayKeeper
+from baton.cluster.ray_types import ActorOptions
+from baton.cluster.worker_process import WorkerProcess
 from baton.errors import Unavailable
-from cluster import probe
-from cluster.call_pipe import Lost
-from cluster.ray_keeper import RayKeeper
-from cluster.ray_types import ActorOptions
-from cluster.worker_process import WorkerProcess
+from baton.worker.actor import Description, Launch, Outcome
 from decode_worker.config import DecodeConfig
-from worker.actor import Description, Launch, Outcome
 
 ADDRESS = "192.0.2.9:7000"
 
@@ -103,7 +103,7 @@ async def test_of_another_machine_its_own_word_counts_when_ray_has_lost_it(
         return alive
 
     monkeypatch.setattr(probe, "lives", lives)
-    monkeypatch.setattr("cluster.worker_process._ASK_S", 0.01)
+    monkeypatch.setattr("baton.cluster.worker_process._ASK_S", 0.01)
     ray = FakeRay()
     running = worker(ray, 1, is_local=False)
     running._address = ADDRESS
