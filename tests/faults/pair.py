@@ -50,6 +50,13 @@ class Pair:
         assert not (await self.serve()).lost
         assert self.decode.num_handed_over == before + 1
 
+    async def recovered(self) -> None:
+        """Prompts are handed over again, as soon as both sides know that the old link is gone: one that is
+        asked before may be lost with it."""
+        async with asyncio.timeout(_WITHIN_S):
+            while (await self.serve()).lost:
+                pass
+
     async def settled(self) -> None:
         """Nobody holds a block any more, on either side."""
         for books in (self.decode.accounts, self.writer.accounts):

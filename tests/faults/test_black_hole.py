@@ -26,7 +26,7 @@ async def test_words_that_are_swallowed_are_not_waited_for(transport: str, share
             assert (await pair.decode.accounts()).num_taken > 0
         proxy.let_pass()
         await pair.settled()
-        await pair.hand_over()
+        await pair.recovered()
 
 
 async def test_blocks_that_are_swallowed_are_not_waited_for() -> None:
@@ -38,7 +38,7 @@ async def test_blocks_that_are_swallowed_are_not_waited_for() -> None:
         assert [type(error) for error in (await pair.serve()).lost] == [PeerLost]
         await pair.settled()  # with nothing posted, nothing can land
         proxy.let_pass()
-        await pair.hand_over()
+        await pair.recovered()
         await proxy.close()
 
 
