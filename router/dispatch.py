@@ -147,9 +147,7 @@ class Dispatcher:
             len(life.samples),
         )
         async with self._gate.place(model, ask) as place:
-            num_given = (
-                life.num_tokens
-            )  # the prompt and, of a continuation, all that is to be computed
+            num_given = life.num_tokens  # of a continuation what it forces, too: all is computed
             self._gate.spend(tenant, num_given)
             try:
                 yield place

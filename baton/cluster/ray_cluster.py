@@ -40,7 +40,8 @@ _POLL_S = 0.05
 @dataclass(slots=True)
 class RayCluster:
     """A context manager: inside it the cluster serves. To be used on a thread that outlives it, since Ray's
-    processes end with the thread that started them. `tell` gets one line of progress at a time."""
+    processes end with the thread that started them. `tell` gets one line of progress at a time. `limits`
+    leave whoever is told to go at least the time that the configuration gives it."""
 
     spec: ClusterSpec
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -56,6 +57,10 @@ class RayCluster:
     _controller: Controller | None = None
     _controlling: Future[None] | None = None
     _keeping: Future[None] | None = None
+
+    def __post_init__(self) -> None:
+        drain_s = max(self.limits.drain_s, self.spec.longest_leave_s)
+        self.limits = replace(self.limits, drain_s=drain_s)
 
     # Where it is
 

@@ -131,11 +131,6 @@ class BlockManager:
             self._quarantined.remove(block)
             self._free.append(block)
 
-    def clear_cache(self) -> None:
-        """Forgets every block that nobody holds."""
-        while self._evictable:
-            self._free.append(self._evict())
-
     def take_changes(self) -> list[tuple[bool, BlockId]]:
         """The published (True, id) and removed (False, id) blocks since the last call, in order."""
         changes, self._changes = self._changes, []

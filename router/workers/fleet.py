@@ -28,8 +28,6 @@ from router.workers.kv_follower import KvFollower
 
 log = logging.getLogger(__name__)
 
-log = logging.getLogger(__name__)
-
 _MEASURE_INTERVAL_S = 1.0  # a change of loads alone is told at most so often
 
 
@@ -85,9 +83,8 @@ class Fleet:
         self._introduced: int | None = None  # the version of the pools that was told last
         self._measured_s = 0.0  # when the capacities were told last
         self._workers: dict[str, _Worker] = {}
-        self._told: dict[
-            str, dict[str, list[str]]
-        ] = {}  # the workers of each set of weights, by model
+        # The workers of each set of weights, by model
+        self._told: dict[str, dict[str, list[str]]] = {}
         self._told_version = -1
         self._changed = asyncio.Condition()
 

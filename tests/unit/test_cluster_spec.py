@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from baton.cluster.placement import Demand
+from baton.cluster.ray_cluster import RayCluster
+from baton.cluster.reconcile import Limits
 from baton.cluster.spec import Settings, read
 from baton.errors import ConfigError
 from baton.types import Role
@@ -115,3 +117,10 @@ def test_routers_and_workers_must_share_their_state() -> None:
     with pytest.raises(ConfigError, match="would not find each other") as refused:
         read(Settings(router=shared, workers={"model": "m"}))
     assert refused.value.field == "prefill.host.state"
+
+
+def test_whoever_leaves_has_the_time_that_its_configuration_gives(tmp_path: Path) -> None:
+    text = "[router]\ndrain_grace_s = 50\n\n[decode.host]\ndrain_grace_s = 90\n"
+    spec = read(Settings(toml=write(tmp_path, text), workers={"model": "m"}))
+    assert RayCluster(spec).limits.drain_s > 90
+    assert RayCluster(spec, limits=Limits(drain_s=300.0)).limits.drain_s == 300
