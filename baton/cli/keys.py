@@ -19,7 +19,7 @@ Wait = Callable[[float], bool]
 def quit_key() -> Iterator[Wait]:
     """Where standard input is no terminal, nobody can press anything."""
     if not sys.stdin.isatty():
-        yield _sleep
+        yield sleep
         return
     import termios
     import tty
@@ -33,7 +33,8 @@ def quit_key() -> Iterator[Wait]:
         termios.tcsetattr(terminal, termios.TCSADRAIN, before)
 
 
-def _sleep(seconds: float) -> bool:
+def sleep(seconds: float) -> bool:
+    """The `Wait` of whoever can press nothing."""
     time.sleep(seconds)
     return False
 

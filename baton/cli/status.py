@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import click
 
+from baton.cli.keys import Wait, sleep
 from baton.cli.options import address_option, json_option
 
 if TYPE_CHECKING:
     from baton.cli.cluster_view import Snapshot
-    from baton.cli.keys import Wait
     from baton.client.sync_client import Client
 
 _NUM_REQUESTS = 20
@@ -49,13 +48,8 @@ def top(addresses: tuple[str, ...], as_json: bool) -> None:
         _show(snapshots, as_json=as_json, full_screen=True)
 
 
-def _sleep(seconds: float) -> bool:
-    time.sleep(seconds)
-    return False
-
-
 def _snapshots(
-    client: Client, num_requests: int, *, again: bool, wait: Wait = _sleep
+    client: Client, num_requests: int, *, again: bool, wait: Wait = sleep
 ) -> Iterator[Snapshot]:
     """`wait`: whether somebody has seen enough meanwhile."""
     from baton.cli.cluster_view import Snapshot

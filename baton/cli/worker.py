@@ -85,15 +85,16 @@ def worker(role: str, config: Path | None, log_level: str, **flags: Any) -> None
 
 def _settings(role: str, config: Path | None, flags: dict[str, Any]) -> Any:
     """The role's configuration, without torch."""
+    from baton.cluster.spec import nested
     from baton.config import load
 
     if role == "prefill":
         from prefill_worker.config import PrefillConfig
 
-        return load(PrefillConfig, toml=config, section=role, flags=_nested(flags))
+        return load(PrefillConfig, toml=config, section=role, flags=nested(flags))
     from decode_worker.config import DecodeConfig
 
-    return load(DecodeConfig, toml=config, section=role, flags=_nested(flags))
+    return load(DecodeConfig, toml=config, section=role, flags=nested(flags))
 
 
 def _process(role: str) -> Callable[[Any, LoadedEngine], Coroutine[Any, Any, None]]:
@@ -122,37 +123,3 @@ def _use_cores(cores: tuple[int, ...]) -> None:
         usable = ",".join(map(str, sorted(os.sched_getaffinity(0))))
         message = f"cannot be used: {error}; there are {usable}"
         raise ConfigError(message, field="cores") from error
-
-
-_ENGINE = (
-    "model",
-    "load_format",
-    "device",
-    "dtype",
-    "kv_dtype",
-    "deterministic",
-    "block_size",
-    "num_blocks",
-    "kv_cache_bytes",
-    "max_model_len",
-    "num_threads",
-)
-_HOST = (
-    "model_name",
-    "worker_id",
-    "host",
-    "advertise_address",
-    "port",
-    "routers",
-    "state",
-    "cores",
-    "transports",
-)
-
-
-def _nested(flags: dict[str, Any]) -> dict[str, object]:
-    """Flags as DecodeConfig nests them; those not given stay out."""
-    given = {name: value for name, value in flags.items() if value not in (None, ())}
-    engine = {name: given.pop(name) for name in _ENGINE if name in given}
-    host = {name: given.pop(name) for name in _HOST if name in given}
-    return {**given, "host": {**host, "engine": engine}}

@@ -177,5 +177,5 @@ class Controller:
             return
         try:
             await self._running[name].kill()
-        except Unavailable as error:
+        except BatonError as error:
             self._tell(f"{name}: {error}")

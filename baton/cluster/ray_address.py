@@ -37,4 +37,4 @@ def check_reachable(address: str) -> None:
 
 
 def _refuse(message: str) -> None:
-    raise ConfigError(message, field="address")
+    raise ConfigError(message, field="ray_address")

@@ -48,7 +48,6 @@ class RayCluster:
     tell: Callable[[str], None] = lambda _line: None
     limits: Limits = field(default_factory=Limits)
     start_timeout_s: float = 120.0
-    stop_grace_s: float = 10.0
     hurry: threading.Event = field(default_factory=threading.Event)  # set: stop without draining
     _folder: ClusterFolder | None = None
     _loop: LoopThread | None = None
@@ -147,8 +146,8 @@ class RayCluster:
         self.stop()
 
     def stop(self) -> None:
-        """Routers finish what they serve, then workers leave, then Ray ends. What does not leave within
-        `stop_grace_s`, or once `hurry` is set, is killed."""
+        """Routers finish what they serve, then workers leave, then Ray ends. What does not leave in its time
+        (`limits`), or once `hurry` is set, is killed."""
         with contextlib.ExitStack() as last:
             if self._folder is not None:
                 last.callback(self._folder.clean)
@@ -196,7 +195,9 @@ class RayCluster:
         self._ray.is_up.result()
         view: RayView = self._ask_ray("view")
         if not view.nodes:
-            raise ConfigError("no node of this Ray cluster has a CPU for workers", field="address")
+            raise ConfigError(
+                "no node of this Ray cluster has a CPU for workers", field="ray_address"
+            )
         self.tell(f"joined Ray: {len(view.nodes)} nodes with CPUs, this one is {view.own_address}")
         return view
 
@@ -268,8 +269,8 @@ class RayCluster:
         """Routers first: what they serve needs the workers."""
         assert self._loop is not None
         assert self._controller is not None
-        give_up_s = time.monotonic() + self.stop_grace_s
         for names in (self.spec.worker_names, ()):
+            give_up_s = time.monotonic() + self.limits.drain_s
             self._want(names)
             while set(self.known) - set(names):
                 if time.monotonic() > give_up_s or self.hurry.is_set():

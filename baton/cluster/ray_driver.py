@@ -65,7 +65,7 @@ class RayDriver:
         except (Exception, SystemExit) as error:
             hint = "" if "RAY_AUTH_MODE" in os.environ else _HINT
             raise ConfigError(
-                f"no Ray cluster can be joined: {error}{hint}", field="address"
+                f"no Ray cluster can be joined: {error}{hint}", field="ray_address"
             ) from error
         self._is_joined = True
 

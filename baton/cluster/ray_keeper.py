@@ -121,7 +121,7 @@ class RayKeeper:
             await self._end(0.0)
             if self.address:
                 raise ConfigError(
-                    f"no Ray answers at {self.address} within {timeout_s:g} s", field="address"
+                    f"no Ray answers at {self.address} within {timeout_s:g} s", field="ray_address"
                 ) from error
             raise Unavailable(f"Ray did not start within {timeout_s:g} s") from error
         except Lost as error:

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from baton.cluster.process import free_port
+from baton.rpc.server import address_of
 from router.config import RouterConfig
 
 
@@ -25,12 +26,12 @@ class RouterPorts:
 
     @property
     def address(self) -> str:
-        return f"{_bracketed(self.host)}:{self.grpc}"
+        return address_of(self.host, self.grpc)
 
     @property
     def base_url(self) -> str:
         """Of the OpenAI-compatible API."""
-        return f"http://{_bracketed(self.host)}:{self.http}/v1"
+        return f"http://{address_of(self.host, self.http)}/v1"
 
 
 def choose(router: RouterConfig, names: Iterable[str], node: str = "") -> dict[str, RouterPorts]:
@@ -70,7 +71,3 @@ def _parsed(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
         return ipaddress.ip_address(host)
     except ValueError:
         return None
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host

@@ -74,6 +74,7 @@ def test_what_no_option_can_be_is_wrong_usage(arguments: list[str]) -> None:
     ("arguments", "said"),
     [
         (["up", "--grpc-port", "65535", "--routers", "2"], "--grpc-port: must be from 0 to 65535"),
+        (["up", "--address", "ray://head:10001"], "--address: "),
         (["router", "--processes", "0"], "--processes: must be at least 1"),
         (["router", "--grpc-port", "7000", "--http-port", "7000"], "--http-port: is 7000"),
         (["router", "--processes", "9", "--process-port", "65530"], "--process-port: must be"),

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from baton.cluster.controller import Controller
 from baton.cluster.reconcile import Limits, Phase
-from baton.errors import BatonError, ConfigError, Unavailable
+from baton.errors import BatonError, ConfigError, Internal, Unavailable
 
 LIMITS = Limits(
     start_s=0.3,
@@ -33,6 +33,7 @@ class FakeWorker:
     killed: bool = False
 
     num_asked: int = 0
+    cannot_be_killed: BatonError | None = None
 
     async def serves(self) -> bool:
         return self.answers and self.takes
@@ -51,6 +52,8 @@ class FakeWorker:
 
     async def kill(self) -> None:
         self.killed = True
+        if self.cannot_be_killed is not None:
+            raise self.cannot_be_killed
         self.done.set_result(Unavailable("killed"))
 
     def die(self) -> None:
@@ -176,6 +179,17 @@ async def test_a_worker_that_does_not_leave_is_killed() -> None:
         it.controller.want([])
         await until(lambda: not it.controller.known)
         assert it.now("decode-0").killed
+
+
+async def test_whoever_cannot_be_killed_ends_no_controller() -> None:
+    async with fleet("decode-0", "decode-1") as it:
+        await until(lambda: it.runs("decode-0") and it.runs("decode-1"))
+        it.now("decode-0").leaves = False
+        it.now("decode-0").cannot_be_killed = Internal("Ray's own trouble")
+        it.controller.want(["decode-1"])
+        await until(lambda: "decode-0: Ray's own trouble" in it.told)
+        it.now("decode-1").die()
+        await until(lambda: len(it.started["decode-1"]) == 2 and it.runs("decode-1"))
 
 
 async def test_one_drained_by_someone_else_comes_back() -> None:

@@ -33,7 +33,7 @@ def test_what_it_may_be(address: str) -> None:
 def test_what_it_may_not_be(address: str) -> None:
     with pytest.raises(ConfigError) as refused:
         check(address)
-    assert refused.value.field == "address"
+    assert refused.value.field == "ray_address"
     assert address in refused.value.message
 
 
